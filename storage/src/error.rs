@@ -1,0 +1,50 @@
+//! Storage errors, by what the caller does next. Each message completes "failed to ...".
+
+/// What went wrong in a store.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The URL cannot mean a location. Fix the argument.
+    #[error("understand the location {url:?}: {why}; give s3://bucket/prefix, file:///path or a path")]
+    BadUrl { url: String, why: String },
+    /// Nothing there.
+    #[error("read {url}: it does not exist")]
+    NotFound { url: String },
+    /// The bucket is missing.
+    #[error("open {url}: there is no such bucket; create it or fix the URL")]
+    NoBucket { url: String },
+    /// Credentials are missing or refused.
+    #[error(
+        "open {url}: access denied ({why}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+    )]
+    Denied { url: String, why: String },
+    /// Nobody answers at the endpoint.
+    #[error("reach {url}: {why}; check AWS_ENDPOINT_URL (now {endpoint}) and the network")]
+    Unreachable { url: String, endpoint: String, why: String },
+    /// The store does not honour put-if-absent: two writers could both win.
+    #[error(
+        "use {url}: this store ignores put-if-absent (If-None-Match), so a commit could be overwritten; use a store that honours it"
+    )]
+    NoConditionalPut { url: String },
+    /// Anything else the store said.
+    #[error("access {url}: {source}")]
+    Store { url: String, source: object_store::Error },
+    /// Local file trouble.
+    #[error("access {path}: {source}")]
+    Io { path: String, source: std::io::Error },
+}
+
+impl Error {
+    /// True where the object or bucket is simply not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Error::NotFound { .. })
+    }
+
+    /// True where the user must change an argument, variable or policy: exit status 2.
+    pub fn is_usage(&self) -> bool {
+        !matches!(self, Error::Store { .. } | Error::Io { .. })
+    }
+}
+
+/// Storage result.
+pub type Result<T> = std::result::Result<T, Error>;

@@ -1,0 +1,21 @@
+//! Opens `s3://bucket/prefix`, `file:///path` and plain paths alike, and words their errors for people.
+//!
+//! A [`Location`] is a prefix in a store; its methods take keys relative to it.
+
+mod error;
+mod location;
+
+pub use error::{Error, Result};
+pub use location::{Listed, Location, PutOutcome};
+
+use sha2::{Digest, Sha256};
+
+/// SHA-256 of `bytes`, lower-case hex: the digest used for every object in manifests.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
+/// Lower-case hex of a digest.
+pub fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,194 @@
+//! A prefix in an object store or on disk, and the few operations the house needs.
+
+use crate::{Error, Result};
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::{
+    ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, aws::AmazonS3Builder,
+    local::LocalFileSystem, path::Path,
+};
+use std::{ops::Range, sync::Arc};
+
+/// A prefix in a store. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Location {
+    store: Arc<dyn ObjectStore>,
+    prefix: Path,
+    url: String,
+    endpoint: String,
+}
+
+/// Who won a put-if-absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutOutcome {
+    /// The object is ours.
+    Created,
+    /// Somebody's object was there already; nothing was changed.
+    Exists,
+}
+
+/// One object of a listing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Key relative to the location that was asked.
+    pub key: String,
+    /// Size in bytes.
+    pub bytes: u64,
+}
+
+impl Location {
+    /// Parses a URL or path and makes its client; does no I/O. S3 settings come from the usual
+    /// AWS variables (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...); a plain-HTTP
+    /// endpoint is accepted as given.
+    pub fn parse(url: &str) -> Result<Self> {
+        let bad = |why: &str| Error::BadUrl { url: url.into(), why: why.into() };
+        if url.is_empty() {
+            return Err(bad("it is empty"));
+        }
+        match url.split_once("://") {
+            Some(("s3", rest)) => {
+                let (bucket, key) = rest.split_once('/').unwrap_or((rest, ""));
+                if bucket.is_empty() {
+                    return Err(bad("it names no bucket"));
+                }
+                let endpoint = std::env::var("AWS_ENDPOINT_URL_S3")
+                    .or_else(|_| std::env::var("AWS_ENDPOINT_URL"))
+                    .or_else(|_| std::env::var("AWS_ENDPOINT"))
+                    .ok();
+                let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+                if let Some(e) = &endpoint {
+                    builder = builder.with_endpoint(e).with_allow_http(e.starts_with("http://"));
+                }
+                let store = builder.build().map_err(|e| bad(&e.to_string()))?;
+                Ok(Self {
+                    store: Arc::new(store),
+                    prefix: Path::parse(key.trim_matches('/')).map_err(|e| bad(&e.to_string()))?,
+                    url: url.trim_end_matches('/').into(),
+                    endpoint: endpoint.unwrap_or_else(|| "the AWS default".into()),
+                })
+            }
+            Some(("file", path)) => Self::local(url, path),
+            Some((scheme, _)) => Err(bad(&format!("the scheme {scheme} is not known"))),
+            None => Self::local(url, url),
+        }
+    }
+
+    fn local(url: &str, path: &str) -> Result<Self> {
+        let io = |source| Error::Io { path: path.into(), source };
+        let absolute = std::path::absolute(path).map_err(io)?;
+        let prefix = Path::from_absolute_path(&absolute)
+            .map_err(|e| Error::BadUrl { url: url.into(), why: e.to_string() })?;
+        Ok(Self {
+            store: Arc::new(LocalFileSystem::new()),
+            prefix,
+            url: absolute.display().to_string(),
+            endpoint: String::new(),
+        })
+    }
+
+    /// The location below this one.
+    pub fn join(&self, relative: &str) -> Self {
+        Self { prefix: self.key(relative), url: self.url_of(relative), ..self.clone() }
+    }
+
+    /// How a person would name this location.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The whole URL of a key, for messages.
+    pub fn url_of(&self, key: &str) -> String {
+        format!("{}/{key}", self.url)
+    }
+
+    /// The store itself, for streaming readers and writers.
+    pub fn store(&self) -> &Arc<dyn ObjectStore> {
+        &self.store
+    }
+
+    /// The store's own path of a key.
+    pub fn key(&self, key: &str) -> Path {
+        key.split('/').filter(|p| !p.is_empty()).fold(self.prefix.clone(), |p, part| p.join(part))
+    }
+
+    /// The whole object.
+    pub async fn get(&self, key: &str) -> Result<Bytes> {
+        let r = self.store.get(&self.key(key)).await.map_err(|e| self.error(key, e))?;
+        r.bytes().await.map_err(|e| self.error(key, e))
+    }
+
+    /// The whole object, or `None` where it does not exist.
+    pub async fn get_opt(&self, key: &str) -> Result<Option<Bytes>> {
+        match self.get(key).await {
+            Ok(b) => Ok(Some(b)),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// One byte range of an object.
+    pub async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes> {
+        self.store.get_range(&self.key(key), range).await.map_err(|e| self.error(key, e))
+    }
+
+    /// Writes or replaces an object, atomically.
+    pub async fn put(&self, key: &str, bytes: impl Into<PutPayload>) -> Result<()> {
+        self.store.put(&self.key(key), bytes.into()).await.map_err(|e| self.error(key, e))?;
+        Ok(())
+    }
+
+    /// Writes an object only if none is there: the house's one commit primitive. A lost reply
+    /// looks like `Exists`: the caller compares what is there with its own.
+    pub async fn put_if_absent(&self, key: &str, bytes: impl Into<PutPayload>) -> Result<PutOutcome> {
+        let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+        match self.store.put_opts(&self.key(key), bytes.into(), options).await {
+            Ok(_) => Ok(PutOutcome::Created),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(PutOutcome::Exists),
+            Err(e) => Err(self.error(key, e)),
+        }
+    }
+
+    /// Size and ETag of an object.
+    pub async fn head(&self, key: &str) -> Result<(u64, Option<String>)> {
+        let m = self.store.head(&self.key(key)).await.map_err(|e| self.error(key, e))?;
+        Ok((m.size, m.e_tag))
+    }
+
+    /// Removes an object; one that is gone already is fine.
+    pub async fn delete(&self, key: &str) -> Result<()> {
+        match self.store.delete(&self.key(key)).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.error(key, e)),
+        }
+    }
+
+    /// Every object below `prefix`, sorted by key.
+    pub async fn list(&self, prefix: &str) -> Result<Vec<Listed>> {
+        let base = format!("{}/", self.prefix);
+        let mut found: Vec<Listed> = self
+            .store
+            .list(Some(&self.key(prefix)))
+            .map_ok(|m| Listed {
+                key: m.location.as_ref().strip_prefix(&base).unwrap_or(m.location.as_ref()).to_string(),
+                bytes: m.size,
+            })
+            .try_collect()
+            .await
+            .map_err(|e| self.error(prefix, e))?;
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        Ok(found)
+    }
+
+    fn error(&self, key: &str, e: object_store::Error) -> Error {
+        let url = self.url_of(key);
+        let text = e.to_string();
+        match e {
+            _ if text.contains("NoSuchBucket") => Error::NoBucket { url },
+            object_store::Error::NotFound { .. } => Error::NotFound { url },
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                Error::Denied { url, why: text }
+            }
+            source => Error::Store { url, source },
+        }
+    }
+}

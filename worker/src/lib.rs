@@ -1,1 +1,20 @@
-//! Placeholder.
+//! The training side: joins a job, trains data-parallel, checkpoints, evaluates, predicts.
+//!
+//! [`trainer::run`] is the main line; everything else here serves it.
+
+// pub mod batch;
+// pub mod checkpoint;
+pub mod device;
+pub mod error;
+// pub mod evaluate;
+// pub mod metrics;
+// pub mod optim;
+// pub mod parity;
+// pub mod predict;
+// pub mod schedule;
+pub mod session;
+pub mod store_client;
+pub mod supervise;
+// pub mod trainer;
+
+pub use error::{Error, Result};

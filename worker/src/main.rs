@@ -1,2 +1,121 @@
-//! Placeholder.
-fn main() {}
+//! `marey-worker`: trains on this node's devices, evaluates, predicts, checks parity.
+
+use clap::{Parser, Subcommand};
+use configs::Config;
+use std::{path::PathBuf, process::ExitCode};
+use worker::{
+    Error, Result,
+    device::{Device, parse_devices},
+    evaluate, parity, predict, supervise,
+    trainer::{self, TrainerOptions},
+};
+
+/// Trains video models on this node's devices, as the coordinator directs.
+#[derive(Parser)]
+#[command(name = "marey-worker", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start one trainer a device of this node and watch over them.
+    Run {
+        /// The coordinator's address, host:port.
+        #[arg(long)]
+        coordinator: String,
+        /// cpu:N (N trainers), cuda:all, or cuda:0,1.
+        #[arg(long, default_value = "cpu:1")]
+        devices: String,
+        /// The configuration this host believes in: refused where the coordinator's differs.
+        #[arg(long)]
+        config: Option<PathBuf>,
+        /// Compute threads of each trainer [default: the cores shared out].
+        #[arg(long)]
+        threads: Option<usize>,
+    },
+    /// Train on one device (started by `run`).
+    #[command(hide = true)]
+    Trainer {
+        #[arg(long)]
+        coordinator: String,
+        #[arg(long)]
+        device: String,
+        #[arg(long, default_value_t = 1)]
+        threads: usize,
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Measure a checkpoint's accuracy on a dataset.
+    Eval(evaluate::EvalArgs),
+    /// Name the action in a video that was ingested.
+    Predict(predict::PredictArgs),
+    /// Compare a model with a reference implementation's tensors.
+    Parity(parity::ParityArgs),
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,h2=warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    match run(Cli::parse().command) {
+        Ok(code) => ExitCode::from(code),
+        Err(e) => {
+            eprintln!("error: failed to {}", chain(&e));
+            ExitCode::from(e.exit_code())
+        }
+    }
+}
+
+fn run(command: Command) -> Result<u8> {
+    match command {
+        Command::Run { coordinator, devices, config, threads } => {
+            let devices = parse_devices(&devices, || tch::Cuda::device_count().max(0) as usize)?;
+            let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+            let threads = threads.unwrap_or((cores / devices.len()).max(1));
+            let mut extra = vec![];
+            if let Some(path) = config {
+                extra.extend(["--config".to_string(), path.display().to_string()]);
+            }
+            runtime()?.block_on(supervise::run(supervise::Node { coordinator, devices, extra, threads }))
+        }
+        Command::Trainer { coordinator, device, threads, config } => {
+            die_with_parent();
+            let config = config.map(|path| Config::read(&path, &[])).transpose()?;
+            trainer::run(TrainerOptions { coordinator, device: Device::parse(&device)?, threads, config })?;
+            Ok(0)
+        }
+        Command::Eval(args) => evaluate::command(args).map(|()| 0),
+        Command::Predict(args) => predict::command(args).map(|()| 0),
+        Command::Parity(args) => parity::command(args),
+    }
+}
+
+/// A trainer whose supervisor was killed would go on unseen.
+fn die_with_parent() {
+    // Linux only; elsewhere the broken session ends the trainer.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })
+}
+
+/// The error with its causes.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        // A transparent or embedded cause says the same again.
+        if !text.contains(&s.to_string()) {
+            text = format!("{text}: {s}");
+        }
+        source = s.source();
+    }
+    text
+}

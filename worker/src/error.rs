@@ -1,0 +1,65 @@
+//! What stops a worker, by what happens next: rejoin, tell the user, or give up.
+
+/// Worker error. Each message completes "failed to ...".
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The user must change an argument, a file or a location.
+    #[error("{0}")]
+    Usage(String),
+    /// The coordinator refused this worker; the reason says what to change.
+    #[error("join the job: {0}")]
+    Rejected(String),
+    #[error(transparent)]
+    Config(#[from] configs::Error),
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
+    #[error(transparent)]
+    Data(#[from] shards::Error),
+    #[error(transparent)]
+    Model(#[from] models::Error),
+    #[error(transparent)]
+    Collective(#[from] collective::Error),
+    #[error("compute: {0}")]
+    Torch(#[from] tch::TchError),
+    /// The coordinator does not answer or hung up.
+    #[error("reach the coordinator at {address}: {why}")]
+    Coordinator { address: String, why: String },
+    /// The coordinator ended this generation.
+    #[error("go on in generation {generation}: {reason}")]
+    GenerationOver { generation: u64, reason: String },
+    /// Loss or gradients are no numbers.
+    #[error(
+        "finish step {step}: the loss is {loss}, not a number; lower the learning rate or look at clips {clips:?}"
+    )]
+    NonFinite { step: u64, loss: f64, clips: Vec<String> },
+    /// The job ended without success.
+    #[error("finish the job: {0}")]
+    JobFailed(String),
+    #[error("access {path}: {source}")]
+    Io { path: String, source: std::io::Error },
+}
+
+/// Worker result.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// True where a peer or the generation is gone, and a new generation may go on.
+    pub fn is_rejoin(&self) -> bool {
+        match self {
+            Error::GenerationOver { .. } => true,
+            Error::Collective(e) => e.is_peer(),
+            _ => false,
+        }
+    }
+
+    /// 2 where the user must change something, else 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Error::Usage(_) | Error::Rejected(_) | Error::Config(_) => 2,
+            Error::Storage(e) if e.is_usage() => 2,
+            Error::Data(e) if e.is_usage() => 2,
+            _ => 1,
+        }
+    }
+}

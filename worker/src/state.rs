@@ -1,0 +1,117 @@
+//! What a checkpoint holds and a generation shares: weights, optimizer state, position.
+
+use crate::{Result, checkpoint::load::Loaded, optim::Optimizer};
+use collective::Group;
+use configs::{Checkpoint, Config};
+use models::{Model, Named, Role};
+use shards::format::Dataset;
+use tch::{Device, Tensor};
+
+/// Where a run stands: everything else about the order of clips follows from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Epochs completed.
+    pub epoch: u64,
+    /// Steps completed inside the current epoch.
+    pub step_in_epoch: u64,
+    /// Steps completed since the start of the job.
+    pub step: u64,
+}
+
+impl Position {
+    /// One step further.
+    pub fn advance(&mut self, steps_per_epoch: u64) {
+        self.step += 1;
+        self.step_in_epoch += 1;
+        if self.step_in_epoch == steps_per_epoch {
+            self.epoch += 1;
+            self.step_in_epoch = 0;
+        }
+    }
+
+    /// Whether a checkpoint is due here.
+    pub fn is_due(&self, config: &Checkpoint) -> bool {
+        match config.every_steps {
+            Some(n) => self.step.is_multiple_of(n),
+            None => self.step_in_epoch == 0,
+        }
+    }
+
+    /// Every rank takes rank 0's position.
+    pub fn broadcast(&mut self, group: &Group, device: Device) -> Result<()> {
+        let numbers = Tensor::from_slice(&[self.epoch as i64, self.step_in_epoch as i64, self.step as i64]);
+        let numbers = numbers.f_to_device(device)?;
+        group.broadcast(&numbers, 0)?.wait()?;
+        let numbers = Vec::<i64>::try_from(&numbers.f_to_device(Device::Cpu)?)?;
+        *self = Self { epoch: numbers[0] as u64, step_in_epoch: numbers[1] as u64, step: numbers[2] as u64 };
+        Ok(())
+    }
+}
+
+/// Weights, running statistics and optimizer state of one rank; equal on all but for the statistics.
+pub struct State {
+    pub model: Model,
+    pub optimizer: Optimizer,
+}
+
+impl State {
+    /// Fresh weights from the job's seed.
+    pub fn new(config: &Config, labels: &[String], device: Device) -> Result<Self> {
+        tch::manual_seed(config.seed as i64);
+        let (frames, crop) = (config.data.frames as i64, config.data.augment.crop as i64);
+        let mut model = Model::new(&config.model, labels.len() as i64, frames, crop, device)?;
+        if config.train.channels_last {
+            model.to_channels_last()?;
+        }
+        let optimizer = Optimizer::new(&config.optimizer, &model.tensors())?;
+        Ok(Self { model, optimizer })
+    }
+
+    /// Takes over a checkpoint, if it is one of this model, these labels and this dataset.
+    pub fn load(&mut self, config: &Config, dataset: &Dataset, loaded: Loaded) -> Result<Position> {
+        loaded.check_model(&config.model, &dataset.manifest.labels)?;
+        loaded.check_dataset(&dataset.digest)?;
+        let position = loaded.position();
+        let (model, optimizer) = loaded.into_tensors();
+        self.model.load(model)?;
+        self.optimizer.load(optimizer)?;
+        Ok(position)
+    }
+
+    /// The leaves that gradients belong to, in a fixed order.
+    pub fn parameters(&self) -> Vec<Tensor> {
+        self.of(|n| matches!(n.role, Role::Weight { .. }))
+    }
+
+    /// The running statistics.
+    pub fn buffers(&self) -> Vec<Tensor> {
+        self.of(|n| matches!(n.role, Role::Buffer))
+    }
+
+    /// Everything, in the same order on every rank.
+    pub fn all_tensors(&self) -> Vec<Tensor> {
+        let mut all = self.of(|_| true);
+        all.extend(self.optimizer.state().into_iter().map(|(_, t)| t));
+        all.iter().map(|t| t.detach()).collect()
+    }
+
+    fn of(&self, wanted: impl Fn(&Named) -> bool) -> Vec<Tensor> {
+        self.model.tensors().into_iter().filter(|n| wanted(n)).map(|n| n.tensor).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn position_rolls_over_at_the_end_of_an_epoch() {
+        let mut p = Position::default();
+        for _ in 0..7 {
+            p.advance(3);
+        }
+        assert_eq!(p, Position { epoch: 2, step_in_epoch: 1, step: 7 });
+        let every = |n| Checkpoint { every_steps: n, keep: 1 };
+        assert!(p.is_due(&every(Some(7))) && !p.is_due(&every(Some(2))) && !p.is_due(&every(None)));
+    }
+}

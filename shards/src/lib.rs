@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Clip datasets: how they are laid out, written, planned and streamed. No libtorch, no gRPC.
+//!
+//! Read in the order in which data flows:
+//!
+//! 1. [`format`]: what a dataset is made of: manifest, index, runs of frames;
+//! 2. [`plan`]: which clips make up each global batch, purely;
+//! 3. [`sampling`]: which frames, crop and flip a sample gets, purely;
+//! 4. [`reader`]: the needed runs by ranged GET, verified;
+//! 5. [`decode`]: runs to pixels in the batch buffer;
+//! 6. [`stream`]: all of it, prefetched, in order, under a byte budget.
+
+pub mod error;
+pub mod format;
+
+pub use error::{Error, Result};

@@ -1,0 +1,117 @@
+//! What a dataset is made of. A dataset is a prefix in a store:
+//!
+//! ```text
+//! dataset.json             the manifest: totals, labels, files and digests; written last
+//! index.parquet            one row a clip: where its frames are, run by run, and their CRCs
+//! data/<hash>/<n>.parquet  the clips
+//! ledger.parquet           every input that was skipped or repaired
+//! ```
+
+mod clip;
+mod index;
+mod manifest;
+
+pub use clip::{Payload, PayloadBuilder, RUN_FRAMES, crc32c, run_count, run_frames, split_jpegs, split_run};
+pub use index::{ClipMeta, decode_index, encode_index, index_schema};
+pub use manifest::{Codec, DataFile, FORMAT, Manifest, ObjectRef, Totals, VERSION};
+
+use crate::{Error, Result};
+use storage::{Location, sha256_hex};
+
+/// Key of the manifest.
+pub const MANIFEST_KEY: &str = "dataset.json";
+/// Key of the index.
+pub const INDEX_KEY: &str = "index.parquet";
+/// Key of the ledger.
+pub const LEDGER_KEY: &str = "ledger.parquet";
+
+/// Position of a clip in [`Dataset::clips`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClipIndex(pub u32);
+
+/// An opened dataset: all that is known of it without reading a clip.
+#[derive(Debug)]
+pub struct Dataset {
+    pub manifest: Manifest,
+    /// SHA-256 of the bytes of dataset.json, lower-case hex: the dataset's identity.
+    pub digest: String,
+    /// Every clip, in the index's order.
+    pub clips: Vec<ClipMeta>,
+    pub location: Location,
+}
+
+impl Dataset {
+    /// Opens a dataset: one GET of the manifest, one of the index, whose digest is checked.
+    ///
+    /// # Errors
+    /// No dataset there, a newer format, or a manifest or index that is damaged or contradicts itself.
+    pub async fn open(location: &Location) -> Result<Self> {
+        let url = location.url_of(MANIFEST_KEY);
+        let text = match location.get(MANIFEST_KEY).await {
+            Ok(bytes) => bytes,
+            Err(e) if e.is_not_found() => return Err(Error::NotADataset { url: location.url().into() }),
+            Err(e) => return Err(e.into()),
+        };
+        let manifest = Manifest::parse(&text, &url)?;
+        let digest = sha256_hex(&text);
+
+        let url = location.url_of(&manifest.index.key);
+        let damaged = |why: String| Error::Damaged { url: url.clone(), why };
+        let bytes = match location.get(&manifest.index.key).await {
+            Ok(bytes) => bytes,
+            Err(e) if e.is_not_found() => {
+                return Err(damaged("the manifest names it but it is missing".into()));
+            }
+            Err(e) => return Err(e.into()),
+        };
+        if bytes.len() as u64 != manifest.index.bytes {
+            return Err(damaged(format!("it has {} bytes, not {}", bytes.len(), manifest.index.bytes)));
+        }
+        let found = sha256_hex(&bytes);
+        if found != manifest.index.sha256 {
+            return Err(damaged(format!("its SHA-256 is {found}, not {}", manifest.index.sha256)));
+        }
+        // Parsing takes a while for many clips, and a panic in the Parquet decoder becomes an error here.
+        let clips = tokio::task::spawn_blocking(move || decode_index(bytes))
+            .await
+            .map_err(|e| damaged(format!("the Parquet decoder failed on it ({e})")))?
+            .map_err(&damaged)?;
+        manifest.check_clips(&clips).map_err(damaged)?;
+        Ok(Self { manifest, digest, clips, location: location.clone() })
+    }
+
+    /// The clips of a split, in the index's order.
+    ///
+    /// # Errors
+    /// No such split, or it is empty.
+    pub fn clips_of(&self, split: &str) -> Result<Vec<ClipIndex>> {
+        let found: Vec<ClipIndex> = self
+            .clips
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| &*c.split == split)
+            .map(|(i, _)| ClipIndex(i as u32))
+            .collect();
+        if found.is_empty() {
+            let known = self.manifest.splits.keys().cloned().collect::<Vec<_>>().join(", ");
+            return Err(Error::Usage(format!(
+                "use the split {split:?} of {}: it has no clips; the dataset's splits are: {known}",
+                self.location.url()
+            )));
+        }
+        Ok(found)
+    }
+
+    /// The clip at an index.
+    pub fn clip(&self, index: ClipIndex) -> &ClipMeta {
+        &self.clips[index.0 as usize]
+    }
+
+    /// Key of the data file that holds a clip.
+    pub fn file_key(&self, clip: &ClipMeta) -> &str {
+        &self.manifest.files[clip.file as usize].key
+    }
+}
+
+#[cfg(test)]
+mod tests;

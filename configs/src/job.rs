@@ -1,7 +1,7 @@
 //! The fields of a job, under the names the field uses. Units stand in the text ("30s", "256 MiB").
 
 use crate::{Bytes, Seconds};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A whole training job.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -101,7 +101,7 @@ pub struct EvalCrop {
 }
 
 /// The network. The number of classes comes from the dataset.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "arch")]
 pub enum Model {
     Slowfast(SlowFast),
@@ -109,7 +109,7 @@ pub enum Model {
 }
 
 /// SlowFast (Feichtenhofer et al. 2019, section 3) on a ResNet.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlowFast {
     /// 18, 50 or 101.
@@ -135,7 +135,7 @@ pub struct SlowFast {
 }
 
 /// Video Swin (Liu et al. 2022, section 3).
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VideoSwin {
     #[serde(default = "swin_embed")]

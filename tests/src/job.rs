@@ -1,0 +1,162 @@
+//! A training job as a group of real processes that can be killed, and what it leaves behind.
+
+use crate::marey;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    io::{BufRead, BufReader},
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{Receiver, channel},
+    time::Duration,
+};
+
+/// No line of a job is awaited longer than this.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// `marey train ...` in a process group of its own.
+pub struct Job {
+    child: Child,
+    lines: Receiver<String>,
+    seen: Vec<String>,
+}
+
+impl Job {
+    /// Starts `marey train CONFIG --workers N --run RUN` with more arguments.
+    pub fn train(config: &Path, workers: usize, run: &str, more: &[&str]) -> Self {
+        let workers = workers.to_string();
+        let mut args = vec!["train", config.to_str().expect("UTF-8"), "--workers", &workers, "--run", run];
+        args.extend(more);
+        Self::start(marey(&args))
+    }
+
+    /// Starts a prepared command.
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("marey starts");
+        let stderr = child.stderr.take().expect("a pipe");
+        let (to, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                if to.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines, seen: vec![] }
+    }
+
+    /// Reads lines until one holds all of `words`; returns it.
+    pub fn wait_line(&mut self, words: &[&str]) -> String {
+        loop {
+            let line = self
+                .lines
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|e| panic!("no line with {words:?} ({e}):\n{}", self.seen.join("\n")));
+            self.seen.push(line.clone());
+            if words.iter().all(|w| line.contains(w)) {
+                return line;
+            }
+        }
+    }
+
+    /// SIGKILL to every process of the job at once.
+    pub fn kill_all(mut self) {
+        let group = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).expect("the job is alive");
+        self.child.wait().expect("it ends");
+    }
+
+    /// The process that `marey train` started, or one below it, by a part of its command line.
+    pub fn find_process(&self, words: &[&str]) -> Option<i32> {
+        let group = self.child.id().to_string();
+        std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            let in_group = stat.rsplit(") ").next()?.split(' ').nth(2)? == group;
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            (in_group && words.iter().all(|w| line.contains(w))).then_some(pid)
+        })
+    }
+
+    /// Waits for the end, which must be a good one; returns all that was said.
+    pub fn finish(mut self) -> String {
+        let code = self.end();
+        assert_eq!(code, Some(0), "{}", self.seen.join("\n"));
+        self.seen.join("\n")
+    }
+
+    /// Waits for the end; returns the exit code and all that was said.
+    pub fn finish_any(mut self) -> (Option<i32>, String) {
+        let code = self.end();
+        (code, self.seen.join("\n"))
+    }
+
+    fn end(&mut self) -> Option<i32> {
+        // The pipe closes when the last process of the job is gone.
+        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
+            self.seen.push(line);
+        }
+        self.child.wait().expect("it ends").code()
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if let Ok(None) = self.child.try_wait() {
+            let group = rustix::process::Pid::from_child(&self.child);
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// Loss by step from a run's metrics; where a step was repeated, the latest generation counts.
+pub fn losses(run: &Path) -> BTreeMap<u64, f64> {
+    events(run)
+        .into_iter()
+        .filter(|e| e["kind"] == "step")
+        .map(|e| (e["step"].as_u64().expect("step"), e["loss"].as_f64().expect("loss")))
+        .collect()
+}
+
+/// Every event of a run, oldest generation first.
+pub fn events(run: &Path) -> Vec<Value> {
+    let mut files: Vec<_> =
+        std::fs::read_dir(run.join("metrics")).expect("metrics").map(|e| e.expect("entry").path()).collect();
+    files.sort();
+    files
+        .iter()
+        .flat_map(|f| {
+            let text = std::fs::read_to_string(f).expect("metrics are text");
+            text.lines().map(|l| serde_json::from_str(l).expect("JSON lines")).collect::<Vec<Value>>()
+        })
+        .collect()
+}
+
+/// Every tensor of a checkpoint by file kind and name: dtype, shape and bytes.
+pub fn checkpoint(run: &Path, step: u64) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
+    let folder = run.join(format!("checkpoints/step-{step:09}"));
+    let manifest = std::fs::read(folder.join("manifest.json")).expect("a manifest");
+    let manifest: Value = serde_json::from_slice(&manifest).expect("JSON");
+    let mut all = BTreeMap::new();
+    for file in manifest["files"].as_array().expect("files") {
+        let key = file["key"].as_str().expect("key");
+        let kind = key.rsplit('/').next().and_then(|n| n.split('-').next()).expect("kind");
+        let bytes = std::fs::read(folder.join(key)).expect("the shard");
+        for (name, t) in SafeTensors::deserialize(&bytes).expect("safetensors").iter() {
+            let value = (format!("{:?}", t.dtype()), t.shape().to_vec(), t.data().to_vec());
+            assert!(all.insert(format!("{kind}/{name}"), value).is_none(), "{name} is there twice");
+        }
+    }
+    assert!(!all.is_empty());
+    all
+}

@@ -1,2 +1,259 @@
-//! Placeholder.
-fn main() {}
+//! `marey-shards`: videos into clip datasets, and a look at what is in them.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use shards::{
+    Error,
+    format::Codec,
+    ingest::{Options, Sources, Summary, ingest},
+    inspect::{contact_sheet, inspect, size},
+    verify::verify,
+};
+use std::{
+    error::Error as _,
+    io::{IsTerminal, Write},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use storage::Location;
+use tokio::runtime::Runtime;
+
+/// Videos into clip datasets, and a look at what is in them.
+#[derive(Parser)]
+#[command(name = "marey-shards", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Decode videos into a Parquet clip dataset; repeat the command to go on after a kill.
+    Ingest(Ingest),
+    /// Show what is in a dataset.
+    Inspect(Inspect),
+    /// Check every byte of a dataset; exit status 1 if anything is damaged.
+    Verify(Verify),
+}
+
+#[derive(Args)]
+struct Ingest {
+    /// A folder of videos, searched whole, or one video.
+    videos: PathBuf,
+    /// CSV with a header: path, label (several separated by ;), and optionally split, start_s, end_s.
+    #[arg(long)]
+    labels: Option<PathBuf>,
+    /// Where the dataset goes: s3://bucket/prefix, file:///path or a path.
+    #[arg(long)]
+    out: String,
+    /// Short side of the stored frames in pixels; smaller videos stay as they are.
+    #[arg(long, default_value_t = 256)]
+    short_side: u32,
+    /// Resample to this many frames a second [default: keep every frame]
+    #[arg(long)]
+    fps: Option<f64>,
+    /// Cut each video into clips of this many seconds [default: one clip a video]
+    #[arg(long)]
+    clip_seconds: Option<f64>,
+    /// How frames are stored.
+    #[arg(long, value_enum, default_value_t = CodecName::Jpeg)]
+    codec: CodecName,
+    /// JPEG quality, 1 to 100.
+    #[arg(long, default_value_t = 90)]
+    quality: u8,
+    /// Decoding threads [default: one a core]
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Largest size of a data file, such as "256 MiB".
+    #[arg(long, default_value = "256 MiB", value_parser = parse_size)]
+    file_size: u64,
+    /// The split of videos for which the labels file names none.
+    #[arg(long, default_value = "train")]
+    split: String,
+    /// Accept videos that the labels file does not name.
+    #[arg(long)]
+    allow_unlabelled: bool,
+    /// Show no progress.
+    #[arg(long)]
+    no_progress: bool,
+}
+
+#[derive(Args)]
+struct Inspect {
+    /// The dataset.
+    url: String,
+    /// As JSON.
+    #[arg(long)]
+    json: bool,
+    /// Draw this clip's frames.
+    #[arg(long, requires = "png")]
+    clip: Option<String>,
+    /// The PNG file to draw into.
+    #[arg(long, requires = "clip")]
+    png: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct Verify {
+    /// The dataset.
+    url: String,
+    /// Show no progress.
+    #[arg(long)]
+    no_progress: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum CodecName {
+    Jpeg,
+    Raw,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Ingest(args) => run_ingest(args),
+        Command::Inspect(args) => run_inspect(&args),
+        Command::Verify(args) => run_verify(&args),
+    };
+    outcome.unwrap_or_else(|e| {
+        let mut text = e.to_string();
+        let mut cause = e.source();
+        while let Some(c) = cause {
+            // Messages often name their cause already.
+            let c_text = c.to_string();
+            if !text.contains(&c_text) {
+                text = format!("{text}: {c_text}");
+            }
+            cause = c.source();
+        }
+        eprintln!("error: failed to {}", text.replace('\n', " "));
+        ExitCode::from(if e.is_usage() { 2 } else { 1 })
+    })
+}
+
+fn run_ingest(args: Ingest) -> Result<ExitCode, Error> {
+    let out = Location::parse(&args.out)?;
+    let options = Options {
+        short_side: args.short_side,
+        fps: args.fps,
+        clip_seconds: args.clip_seconds,
+        codec: match args.codec {
+            CodecName::Jpeg => Codec::Jpeg,
+            CodecName::Raw => Codec::Raw,
+        },
+        quality: args.quality,
+        file_size: args.file_size,
+    };
+    let sources = Sources {
+        videos: args.videos,
+        labels: args.labels,
+        allow_unlabelled: args.allow_unlabelled,
+        split: args.split,
+    };
+    let jobs = match args.jobs {
+        Some(0) => return Err(Error::Usage("use --jobs 0: it must be 1 or more".into())),
+        Some(n) => n,
+        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+    };
+    let Summary { manifest, already, resumed, repaired } =
+        ingest(&sources, &options, &out, jobs, args.no_progress)?;
+    let t = manifest.totals;
+    let what = format!(
+        "{} clips, {} frames, {} in {} files",
+        t.clips,
+        t.frames,
+        size(t.bytes),
+        manifest.files.len()
+    );
+    if already {
+        say(&format!("{} is complete already: {what}", out.url()))?;
+    } else {
+        if resumed > 0 {
+            say(&format!("went on after {resumed} videos that were done before"))?;
+        }
+        say(&format!("{}: {what}; {} videos skipped, {repaired} repaired", out.url(), t.skipped))?;
+        if t.skipped + repaired > 0 {
+            say(&format!("see why with: marey inspect {}", out.url()))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_inspect(args: &Inspect) -> Result<ExitCode, Error> {
+    let location = Location::parse(&args.url)?;
+    let runtime = runtime()?;
+    if let (Some(clip), Some(path)) = (&args.clip, &args.png) {
+        let png = runtime.block_on(contact_sheet(&location, clip))?;
+        std::fs::write(path, png).map_err(|source| io(path, source))?;
+        return say(&format!("drew {clip} into {}", path.display()));
+    }
+    let report = runtime.block_on(inspect(&location))?;
+    match args.json {
+        true => {
+            say(&serde_json::to_string_pretty(&report).map_err(|e| Error::Stopped(format!("print: {e}")))?)
+        }
+        false => say(report.text().trim_end()),
+    }
+}
+
+fn run_verify(args: &Verify) -> Result<ExitCode, Error> {
+    let location = Location::parse(&args.url)?;
+    let bar = match !args.no_progress && std::io::stderr().is_terminal() {
+        true => ProgressBar::new(0),
+        false => ProgressBar::hidden(),
+    };
+    // A wrong template would only cost the looks.
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}, {eta} left") {
+        bar.set_style(style);
+    }
+    let verdict = runtime()?.block_on(verify(&location, &mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    }))?;
+    bar.finish_and_clear();
+    for line in &verdict.damage {
+        say(&format!("damaged: {line}"))?;
+    }
+    let looked = format!("{} files, {} clips, {}", verdict.files, verdict.clips, size(verdict.bytes));
+    if verdict.damage.is_empty() {
+        return say(&format!("{}: all is whole ({looked})", location.url()));
+    }
+    say(&format!("{}: {} findings in {looked}", location.url(), verdict.damage.len()))?;
+    Ok(ExitCode::from(1))
+}
+
+fn runtime() -> Result<Runtime, Error> {
+    Runtime::new().map_err(|source| io(Path::new("the async runtime"), source))
+}
+
+/// Prints a line; a closed pipe ends the program quietly, as it should.
+fn say(text: &str) -> Result<ExitCode, Error> {
+    match writeln!(std::io::stdout(), "{text}") {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(io(Path::new("stdout"), e)),
+        _ => Ok(ExitCode::SUCCESS),
+    }
+}
+
+fn io(path: &Path, source: std::io::Error) -> Error {
+    Error::Io { path: path.display().to_string(), source }
+}
+
+/// Bytes, with or without a unit of 1000 or 1024.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1048576.0,
+        "gib" => 1073741824.0,
+        _ => return Err(format!("the unit {unit:?} is not known; write a size such as \"256 MiB\"")),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n.is_finite() => Ok((n * factor) as u64),
+        _ => Err(format!("{text:?} is no size; write one such as \"256 MiB\"")),
+    }
+}

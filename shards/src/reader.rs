@@ -1,0 +1,201 @@
+//! Fetches just the runs of 16 frames that a view needs, by ranged GET, and verifies each one.
+
+use crate::format::{ClipIndex, ClipMeta, Dataset, RUN_FRAMES, crc32c};
+use crate::{Error, Result};
+use bytes::Bytes;
+use futures::future::try_join_all;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use tokio::sync::Semaphore;
+
+/// What a reader has done so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Bytes of frames that arrived.
+    pub bytes: u64,
+    /// Ranged GETs.
+    pub requests: u64,
+    /// Runs asked for a second time because the first answer was wrong.
+    pub refetches: u64,
+}
+
+/// Verified runs of one clip.
+#[derive(Clone, Debug, Default)]
+pub struct Runs(Vec<(u32, Bytes)>);
+
+impl Runs {
+    /// The stored bytes of a run; `None` if it was not asked for.
+    pub fn get(&self, run: u32) -> Option<&Bytes> {
+        let place = self.0.binary_search_by_key(&run, |r| r.0).ok()?;
+        Some(&self.0[place].1)
+    }
+
+    /// Runs held.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// True if it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Reads clips of one dataset.
+#[derive(Debug)]
+pub struct Reader {
+    dataset: Arc<Dataset>,
+    requests_at_once: Semaphore,
+    bytes: AtomicU64,
+    requests: AtomicU64,
+    refetches: AtomicU64,
+}
+
+impl Reader {
+    /// A reader with at most `requests_at_once` GETs under way.
+    pub fn new(dataset: Arc<Dataset>, requests_at_once: usize) -> Self {
+        let permits = requests_at_once.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            dataset,
+            requests_at_once: Semaphore::new(permits),
+            bytes: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            refetches: AtomicU64::new(0),
+        }
+    }
+
+    /// The dataset it reads.
+    pub fn dataset(&self) -> &Arc<Dataset> {
+        &self.dataset
+    }
+
+    /// What it has done so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            bytes: self.bytes.load(Relaxed),
+            requests: self.requests.load(Relaxed),
+            refetches: self.refetches.load(Relaxed),
+        }
+    }
+
+    /// The runs that hold `frames` (ascending stored frames), each checked against its CRC32C.
+    /// Neighbouring runs come in one request; a wrong run is asked for once more, alone.
+    ///
+    /// # Errors
+    /// Storage, or damage that a second request did not mend: names file, clip and run.
+    pub async fn fetch(&self, clip: ClipIndex, frames: &[u32]) -> Result<Runs> {
+        let clip = self.dataset.clip(clip);
+        let spans = try_join_all(spans(frames).into_iter().map(|span| self.fetch_span(clip, span))).await?;
+        Ok(Runs(spans.concat()))
+    }
+
+    async fn fetch_span(&self, clip: &ClipMeta, span: Range<u32>) -> Result<Vec<(u32, Bytes)>> {
+        let whole = self.get(clip, &span).await?;
+        let base = clip.run_offsets[span.start as usize];
+        let mut runs = Vec::with_capacity(span.len());
+        for run in span {
+            let at = byte_range(clip, &(run..run + 1));
+            let part = (at.start - base) as usize..(at.end - base) as usize;
+            // An answer that is too short is as wrong as one with a wrong CRC.
+            let mut bytes = if part.end <= whole.len() { whole.slice(part) } else { Bytes::new() };
+            if let Err(first) = check(clip, run, &bytes) {
+                self.refetches.fetch_add(1, Relaxed);
+                tracing::warn!(file = self.url(clip), clip = clip.clip_id, run, "{first}; fetching it again");
+                bytes = self.get(clip, &(run..run + 1)).await?;
+                check(clip, run, &bytes).map_err(|why| self.damaged(clip, run, why))?;
+            }
+            runs.push((run, bytes));
+        }
+        Ok(runs)
+    }
+
+    async fn get(&self, clip: &ClipMeta, span: &Range<u32>) -> Result<Bytes> {
+        // Closed only with the reader itself, which is borrowed here.
+        let _permit = self.requests_at_once.acquire().await;
+        let range = byte_range(clip, span);
+        let range = clip.offset + range.start..clip.offset + range.end;
+        let (location, key) = (&self.dataset.location, self.dataset.file_key(clip));
+        self.requests.fetch_add(1, Relaxed);
+        match location.get_range(key, range.clone()).await {
+            Ok(bytes) => {
+                self.bytes.fetch_add(bytes.len() as u64, Relaxed);
+                Ok(bytes)
+            }
+            Err(e) if e.is_not_found() => Err(Error::Damaged {
+                url: self.url(clip),
+                why: "the manifest names it but it is missing".into(),
+            }),
+            // Stores word a range beyond the end in many ways: ask for the size instead.
+            Err(e) => match location.head(key).await {
+                Ok((size, _)) if size < range.end => {
+                    let whole = self.dataset.manifest.files[clip.file as usize].bytes;
+                    let run = span.clone().find(|&r| clip.offset + clip.run_offsets[r as usize + 1] > size);
+                    let why = format!("the file is cut off: {size} bytes of {whole}");
+                    Err(self.damaged(clip, run.unwrap_or(span.start), why))
+                }
+                _ => Err(e.into()),
+            },
+        }
+    }
+
+    /// The error that names file, clip and run.
+    pub fn damaged(&self, clip: &ClipMeta, run: u32, why: String) -> Error {
+        Error::DamagedClip { file: self.url(clip), clip: clip.clip_id.clone(), run, why }
+    }
+
+    fn url(&self, clip: &ClipMeta) -> String {
+        self.dataset.location.url_of(self.dataset.file_key(clip))
+    }
+}
+
+/// Bytes that [`Reader::fetch`] asks for.
+pub fn fetch_bytes(clip: &ClipMeta, frames: &[u32]) -> u64 {
+    let size = |span| {
+        let at = byte_range(clip, &span);
+        at.end - at.start
+    };
+    spans(frames).into_iter().map(size).sum()
+}
+
+/// The runs that hold ascending `frames`, neighbours joined.
+fn spans(frames: &[u32]) -> Vec<Range<u32>> {
+    let mut spans: Vec<Range<u32>> = Vec::new();
+    for run in frames.iter().map(|f| f / RUN_FRAMES) {
+        match spans.last_mut() {
+            Some(last) if run < last.end => {}
+            Some(last) if run == last.end => last.end += 1,
+            _ => spans.push(run..run + 1),
+        }
+    }
+    spans
+}
+
+/// Where runs lie, relative to the payload. The offsets were checked when the dataset was opened.
+fn byte_range(clip: &ClipMeta, span: &Range<u32>) -> Range<u64> {
+    clip.run_offsets[span.start as usize]..clip.run_offsets[span.end as usize]
+}
+
+fn check(clip: &ClipMeta, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {
+    let at = byte_range(clip, &(run..run + 1));
+    let (expected, length) = (clip.run_crcs[run as usize], at.end - at.start);
+    if bytes.len() as u64 != length {
+        return Err(format!("{} bytes came, not {length}", bytes.len()));
+    }
+    match crc32c(bytes) {
+        found if found == expected => Ok(()),
+        found => Err(format!("its CRC32C is {found:08x}, not {expected:08x}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbouring_runs_are_joined() {
+        assert_eq!(spans(&[0, 3, 15, 16, 40, 41]), [0..3]);
+        assert_eq!(spans(&[5, 5, 70, 90, 300]), [0..1, 4..6, 18..19]);
+        assert_eq!(spans(&[]), Vec::<Range<u32>>::new());
+    }
+}

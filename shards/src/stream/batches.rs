@@ -1,0 +1,199 @@
+//! What each batch of a pass shows: clips, frames and cuts, before any byte is read. Pure.
+
+use super::{EvalPass, TrainPass, View};
+use crate::decode::Cut;
+use crate::format::{ClipIndex, Dataset};
+use crate::plan::{Sample, sequential};
+use crate::reader::fetch_bytes;
+use crate::sampling::ClipSpec;
+use crate::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// One window of one clip and all its cuts.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Item {
+    pub(super) clip: ClipIndex,
+    /// Place inside the split.
+    pub(super) place: u32,
+    pub(super) position: u64,
+    /// Number of its first view; one more a cut.
+    pub(super) first_view: u32,
+    pub(super) label: i64,
+    /// Stored frames, ascending.
+    pub(super) frames: Vec<u32>,
+    pub(super) cuts: Vec<Cut>,
+}
+
+/// One batch to come.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct BatchPlan {
+    pub(super) epoch: u64,
+    pub(super) step: u64,
+    pub(super) items: Vec<Item>,
+    pub(super) shape: [usize; 5],
+    /// Bytes of stored runs that it needs.
+    pub(super) fetch_bytes: u64,
+    pub(super) global_clips: usize,
+}
+
+/// All batches of a pass, in order.
+#[derive(Debug)]
+pub(super) struct Batches {
+    dataset: Arc<Dataset>,
+    clips: Vec<ClipIndex>,
+    clip: ClipSpec,
+    view: View,
+    order: Order,
+    /// Batches not yet given, by number.
+    numbers: Range<u64>,
+}
+
+#[derive(Debug)]
+enum Order {
+    /// Numbers are steps of the whole run.
+    Train { plan: Arc<crate::plan::Plan>, rank: u32, world: u32 },
+    /// Numbers count batches of `windows` windows of the clips in `part`.
+    Eval { part: Range<u64>, windows: u64 },
+}
+
+impl Batches {
+    pub(super) fn train(dataset: &Arc<Dataset>, pass: TrainPass) -> Result<Self> {
+        if !matches!(pass.view, View::Train { .. }) {
+            return Err(Error::Usage("stream training clips: the view is one for evaluation".into()));
+        }
+        let plan = pass.plan;
+        if plan.spec().clips != pass.clips.len() as u64 || plan.spec().dataset_digest != dataset.digest {
+            return Err(Error::Usage(format!(
+                "stream training clips: the plan was made for {} clips of dataset {}, not for these {} of {}",
+                plan.spec().clips,
+                plan.spec().dataset_digest,
+                pass.clips.len(),
+                dataset.digest
+            )));
+        }
+        plan.lanes_of_rank(pass.rank, pass.world)?;
+        let (epoch, step) = pass.start;
+        let per_epoch = plan.steps_per_epoch();
+        let first = epoch.checked_mul(per_epoch).and_then(|n| n.checked_add(step));
+        let Some(first) = first.filter(|_| step <= per_epoch) else {
+            return Err(Error::Usage(format!(
+                "start at step {step} of epoch {epoch}: an epoch has {per_epoch} steps"
+            )));
+        };
+        let largest = u64::from(plan.spec().global_batch);
+        let order = Order::Train { plan, rank: pass.rank, world: pass.world };
+        Self::checked(dataset, pass.clips, pass.clip, pass.view, order, first..pass.end.max(first), largest)
+    }
+
+    pub(super) fn eval(dataset: &Arc<Dataset>, pass: EvalPass) -> Result<Self> {
+        let View::Eval { clips: windows, crops, .. } = pass.view else {
+            return Err(Error::Usage("stream clips for evaluation: the view is one for training".into()));
+        };
+        pass.view.check()?;
+        if pass.world == 0 || pass.rank >= pass.world {
+            return Err(Error::Usage(format!("evaluate as rank {} of {}", pass.rank, pass.world)));
+        }
+        let part = sequential(pass.clips.len() as u64, pass.rank, pass.world);
+        let a_batch = u64::from((pass.batch / crops).max(1));
+        let count = ((part.end - part.start) * u64::from(windows)).div_ceil(a_batch);
+        let order = Order::Eval { part, windows: a_batch };
+        let largest = a_batch * u64::from(crops);
+        Self::checked(dataset, pass.clips, pass.clip, pass.view, order, 0..count, largest)
+    }
+
+    fn checked(
+        dataset: &Arc<Dataset>,
+        clips: Vec<ClipIndex>,
+        clip: ClipSpec,
+        view: View,
+        order: Order,
+        numbers: Range<u64>,
+        largest: u64,
+    ) -> Result<Self> {
+        clip.check()?;
+        view.check()?;
+        if let Some(bad) = clips.iter().find(|c| c.0 as usize >= dataset.clips.len()) {
+            return Err(Error::Usage(format!("stream clip {}: there is no such clip", bad.0)));
+        }
+        // What one batch can weigh at most must be a number of bytes at all.
+        let a_view = u64::from(clip.frames) * u64::from(view.side()).pow(2) * 3;
+        if largest.checked_mul(a_view).is_none_or(|b| b > isize::MAX as u64) {
+            return Err(Error::Usage(format!("stream batches of {largest} views: too large for any memory")));
+        }
+        Ok(Self { dataset: dataset.clone(), clips, clip, view, order, numbers })
+    }
+
+    /// Batches to come.
+    pub(super) fn remaining(&self) -> u64 {
+        self.numbers.end - self.numbers.start
+    }
+
+    fn batch(&self, number: u64) -> Result<BatchPlan> {
+        let (epoch, step, items, global) = match &self.order {
+            Order::Train { plan, rank, world } => {
+                let (epoch, step) = (number / plan.steps_per_epoch(), number % plan.steps_per_epoch());
+                let samples = plan.local(epoch, step, *rank, *world)?;
+                let items = samples.into_iter().map(|s| self.item(epoch, s, 0..1)).collect();
+                (epoch, step, items, Some(plan.global_clips(step) as usize))
+            }
+            Order::Eval { part, windows } => (0, number, self.eval_items(part, *windows, number), None),
+        };
+        let items: Vec<Item> = items;
+        let views = items.iter().map(|i| i.cuts.len()).sum();
+        let side = self.view.side() as usize;
+        let fetch = |i: &Item| fetch_bytes(self.dataset.clip(i.clip), &i.frames);
+        Ok(BatchPlan {
+            epoch,
+            step,
+            shape: [views, self.clip.frames as usize, side, side, 3],
+            fetch_bytes: items.iter().map(fetch).sum(),
+            global_clips: global.unwrap_or(views),
+            items,
+        })
+    }
+
+    fn eval_items(&self, part: &Range<u64>, a_batch: u64, number: u64) -> Vec<Item> {
+        let View::Eval { clips: windows, crops, .. } = self.view else { return Vec::new() };
+        let windows = u64::from(windows);
+        let end = (part.end - part.start) * windows;
+        let item = |window: u64| {
+            let place = part.start + window / windows;
+            let first = (window % windows) as u32 * crops;
+            self.item(0, Sample { clip: place as u32, position: place }, first..first + crops)
+        };
+        (number * a_batch..((number + 1) * a_batch).min(end)).map(item).collect()
+    }
+
+    /// Views of one window: they share their frames.
+    fn item(&self, epoch: u64, sample: Sample, views: Range<u32>) -> Item {
+        let clip = self.clips[sample.clip as usize];
+        let meta = self.dataset.clip(clip);
+        let first_view = views.start;
+        let mut frames = Vec::new();
+        let cuts = views
+            .map(|view| {
+                let draw = self.view.draw(&self.clip, meta, epoch, sample.position, view);
+                frames = draw.frames;
+                Cut { crop: draw.crop, flip: draw.flip }
+            })
+            .collect();
+        Item {
+            clip,
+            place: sample.clip,
+            position: sample.position,
+            first_view,
+            label: meta.label.map_or(-1, i64::from),
+            frames,
+            cuts,
+        }
+    }
+}
+
+impl Iterator for Batches {
+    type Item = Result<BatchPlan>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.numbers.next().map(|number| self.batch(number))
+    }
+}

@@ -1,0 +1,203 @@
+//! A rank's batches, one after another: planned, fetched, verified and decoded ahead of the trainer.
+//!
+//! ```text
+//! batches.rs   what each batch shows: pure
+//! pipeline.rs  fetches on tokio, decodes on rayon, keeps the order and the byte budget
+//! ```
+
+mod batches;
+mod pipeline;
+
+pub use crate::reader::Stats;
+pub use crate::sampling::{ClipSpec, Scale, View};
+
+use crate::format::{ClipIndex, Dataset};
+use crate::plan::Plan;
+use crate::reader::Reader;
+use crate::{Error, Result};
+use batches::Batches;
+use pipeline::Pending;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+/// How the stream works; none of it changes what comes out.
+#[derive(Clone, Debug)]
+pub struct StreamOptions {
+    /// Where requests run.
+    pub runtime: tokio::runtime::Handle,
+    /// Decode threads; 0: one a core.
+    pub threads: usize,
+    /// Ceiling on the bytes of batches and fetched runs that wait or are being made; one batch is
+    /// always made, however large.
+    pub prefetch_bytes: u64,
+    /// GETs under way at once.
+    pub requests_at_once: usize,
+}
+
+impl StreamOptions {
+    /// `threads` and `prefetch_bytes` with 32 requests at once.
+    pub fn new(runtime: tokio::runtime::Handle, threads: usize, prefetch_bytes: u64) -> Self {
+        Self { runtime, threads, prefetch_bytes, requests_at_once: 32 }
+    }
+}
+
+/// A rank's part of a training run.
+#[derive(Clone, Debug)]
+pub struct TrainPass {
+    /// The split, as [`Dataset::clips_of`] gives it.
+    pub clips: Vec<ClipIndex>,
+    pub plan: Arc<Plan>,
+    pub rank: u32,
+    pub world: u32,
+    /// First (epoch, step in it).
+    pub start: (u64, u64),
+    /// Steps of the whole run, counted from (0, 0): the stream ends before this one.
+    pub end: u64,
+    pub clip: ClipSpec,
+    /// [`View::Train`].
+    pub view: View,
+}
+
+/// A rank's part of an evaluation.
+#[derive(Clone, Debug)]
+pub struct EvalPass {
+    /// The split, as [`Dataset::clips_of`] gives it.
+    pub clips: Vec<ClipIndex>,
+    pub rank: u32,
+    pub world: u32,
+    /// Views of a batch; rounded down to whole windows of all their crops, but at least one.
+    pub batch: u32,
+    pub clip: ClipSpec,
+    /// [`View::Eval`].
+    pub view: View,
+}
+
+/// One rank's part of a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// 0 in an evaluation.
+    pub epoch: u64,
+    /// Step in the epoch; in an evaluation, the batch's number.
+    pub step: u64,
+    /// RGB, (B, T, H, W, C), contiguous.
+    pub frames: Vec<u8>,
+    /// [B, T, H, W, 3]. B may be 0 in an epoch's short last step.
+    pub shape: [usize; 5],
+    /// Label ids; -1: unlabelled.
+    pub labels: Vec<i64>,
+    /// Places inside the split.
+    pub clips: Vec<u32>,
+    /// Places in the epoch; in an evaluation, places inside the split.
+    pub positions: Vec<u64>,
+    /// The view's number of its clip; 0 in training.
+    pub views: Vec<u32>,
+    /// How long the trainer waited for this batch.
+    pub waited: Duration,
+    /// Clips of this step over all ranks; in an evaluation, B.
+    pub global_clips: usize,
+}
+
+/// Prefetched batches, in order. Dropping it stops all that it does.
+#[derive(Debug)]
+pub struct Stream {
+    queue: mpsc::Receiver<Pending>,
+    reader: Arc<Reader>,
+    /// Batches not yet handed out: a queue that closes early must not pass for the end.
+    left: u64,
+    failed: bool,
+    _driver: AbortOnDropHandle<()>,
+}
+
+impl Stream {
+    /// A rank's batches of a training run.
+    ///
+    /// # Errors
+    /// Numbers that cannot be: names them. No I/O happens here.
+    pub fn train(dataset: Arc<Dataset>, pass: TrainPass, options: &StreamOptions) -> Result<Self> {
+        let batches = Batches::train(&dataset, pass)?;
+        Self::start(dataset, batches, options)
+    }
+
+    /// A rank's batches of an evaluation: its contiguous part of the split, each clip in every view.
+    ///
+    /// # Errors
+    /// Numbers that cannot be: names them. No I/O happens here.
+    pub fn eval(dataset: Arc<Dataset>, pass: EvalPass, options: &StreamOptions) -> Result<Self> {
+        let batches = Batches::eval(&dataset, pass)?;
+        Self::start(dataset, batches, options)
+    }
+
+    /// The next batch; `None` after the last. Blocks: for the trainer's own thread, not for a task.
+    /// The first error in the order of the batches comes in its batch's place and ends the stream.
+    ///
+    /// # Errors
+    /// Storage, or damage: names file, clip and run.
+    #[expect(clippy::should_implement_trait, reason = "it can fail")]
+    pub fn next(&mut self) -> Result<Option<Batch>> {
+        futures::executor::block_on(self.next_async())
+    }
+
+    /// [`Stream::next`] for a task.
+    ///
+    /// # Errors
+    /// As [`Stream::next`].
+    pub async fn next_async(&mut self) -> Result<Option<Batch>> {
+        if self.failed {
+            return Err(Error::Stopped("read the next batch: an earlier error ended the stream".into()));
+        }
+        if self.left == 0 {
+            return Ok(None);
+        }
+        let asked = now();
+        let batch = self.receive().await;
+        match batch {
+            Ok(mut batch) => {
+                self.left -= 1;
+                batch.waited = now().saturating_duration_since(asked);
+                Ok(Some(batch))
+            }
+            Err(e) => {
+                self.failed = true;
+                self.queue.close();
+                Err(e)
+            }
+        }
+    }
+
+    /// Bytes and requests so far.
+    pub fn stats(&self) -> Stats {
+        self.reader.stats()
+    }
+
+    /// Batches still to come.
+    pub fn batches_left(&self) -> u64 {
+        self.left
+    }
+
+    async fn receive(&mut self) -> Result<Batch> {
+        let ended =
+            |e: String| Error::Stopped(format!("read the next batch: the prefetching ended early{e}"));
+        let pending = self.queue.recv().await.ok_or_else(|| ended(String::new()))?;
+        // The batch's share of the budget is freed here: from now on the trainer owns it.
+        let (batch, _share) = pending.await.map_err(|e| ended(format!(" ({e})")))??;
+        Ok(batch)
+    }
+
+    fn start(dataset: Arc<Dataset>, batches: Batches, options: &StreamOptions) -> Result<Self> {
+        let reader = Arc::new(Reader::new(dataset, options.requests_at_once));
+        let left = batches.remaining();
+        let (driver, queue) = pipeline::start(reader.clone(), batches, options)?;
+        Ok(Self { queue, reader, left, failed: false, _driver: driver })
+    }
+}
+
+/// The clock, read for [`Batch::waited`] only: nothing depends on it.
+#[allow(clippy::disallowed_methods)]
+fn now() -> Instant {
+    Instant::now()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,143 @@
+//! Makes the batches: one task deals them out in order under the byte budget, a task a batch fetches
+//! its clips, and each clip is decoded on the rayon pool into its own part of the batch's buffer.
+//!
+//! No deadlock: budget is taken in the order of the batches, and a batch that has its share waits
+//! for nothing that a later batch holds.
+
+use super::batches::{BatchPlan, Batches, Item};
+use super::{Batch, StreamOptions};
+use crate::decode::decode;
+use crate::reader::Reader;
+use crate::{Error, Result};
+use bytes::BytesMut;
+use futures::future::join_all;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
+
+/// A batch being made, with its share of the budget; dropped, it is given up.
+pub(super) type Pending = AbortOnDropHandle<Result<(Batch, OwnedSemaphorePermit)>>;
+
+/// Batches made or waiting at once, however small they are.
+const QUEUE: usize = 64;
+/// The budget counts these.
+const UNIT: u64 = 1024;
+
+/// Starts the pipeline; it stops when either result is dropped.
+pub(super) fn start(
+    reader: Arc<Reader>,
+    batches: Batches,
+    options: &StreamOptions,
+) -> Result<(AbortOnDropHandle<()>, mpsc::Receiver<Pending>)> {
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(options.threads)
+        .thread_name(|i| format!("decode-{i}"))
+        // The job's batch reports it: its answer never comes.
+        .panic_handler(|_| ())
+        .build()
+        .map_err(|e| Error::Stopped(format!("start {} decode threads: {e}", options.threads)))?;
+    let maker = Arc::new(Maker { reader, pool });
+    let (sender, queue) = mpsc::channel(QUEUE);
+    let driver = options.runtime.spawn(deal(maker, batches, options.prefetch_bytes, sender));
+    Ok((AbortOnDropHandle::new(driver), queue))
+}
+
+async fn deal(maker: Arc<Maker>, batches: Batches, prefetch_bytes: u64, queue: mpsc::Sender<Pending>) {
+    // A batch larger than the whole budget gets all of it, and so is made alone.
+    let total = (prefetch_bytes / UNIT).clamp(1, u64::from(u32::MAX)) as u32;
+    let units = |bytes: u64| bytes.div_ceil(UNIT).clamp(1, u64::from(total)) as u32;
+    let budget = Arc::new(Semaphore::new(total as usize));
+    for plan in batches {
+        // The place in the queue first: an aborted wait for it holds no budget.
+        let Ok(place) = queue.reserve().await else { return };
+        let pending = match plan {
+            Ok(plan) => {
+                let pixels: u64 = plan.shape.iter().map(|&n| n as u64).product();
+                let cost = units(pixels.saturating_add(plan.fetch_bytes));
+                let Ok(mut share) = budget.clone().acquire_many_owned(cost).await else { return };
+                let fetched = share.split((cost - 1).min(units(plan.fetch_bytes)) as usize);
+                tokio::spawn(maker.clone().make(plan, share, fetched))
+            }
+            Err(e) => tokio::spawn(async { Err(e) }),
+        };
+        place.send(AbortOnDropHandle::new(pending));
+    }
+}
+
+struct Maker {
+    reader: Arc<Reader>,
+    pool: ThreadPool,
+}
+
+impl Maker {
+    async fn make(
+        self: Arc<Self>,
+        plan: BatchPlan,
+        share: OwnedSemaphorePermit,
+        fetched: Option<OwnedSemaphorePermit>,
+    ) -> Result<(Batch, OwnedSemaphorePermit)> {
+        let [views, frames, height, width, channels] = plan.shape;
+        let a_view = frames * height * width * channels;
+        let mut rest = BytesMut::zeroed(views * a_view);
+        let mut batch = Batch {
+            epoch: plan.epoch,
+            step: plan.step,
+            frames: Vec::new(),
+            shape: plan.shape,
+            labels: Vec::with_capacity(views),
+            clips: Vec::with_capacity(views),
+            positions: Vec::with_capacity(views),
+            views: Vec::with_capacity(views),
+            waited: Duration::ZERO,
+            global_clips: plan.global_clips,
+        };
+        let mut jobs = Vec::with_capacity(plan.items.len());
+        for item in plan.items {
+            for view in (item.first_view..).take(item.cuts.len()) {
+                batch.labels.push(item.label);
+                batch.clips.push(item.place);
+                batch.positions.push(item.position);
+                batch.views.push(view);
+            }
+            let part = rest.split_to(item.cuts.len() * a_view);
+            jobs.push(self.show(item, width as u32, part));
+        }
+        drop(rest);
+        let mut whole = BytesMut::new();
+        // All are waited for, so that the error is that of the first clip, whichever failed first.
+        for part in join_all(jobs).await {
+            // The parts are neighbours of one allocation: nothing is copied.
+            whole.unsplit(part?);
+        }
+        drop(fetched);
+        batch.frames = Vec::from(whole);
+        Ok((batch, share))
+    }
+
+    /// Fetches and decodes one window into its part of the batch.
+    async fn show(&self, item: Item, side: u32, mut part: BytesMut) -> Result<BytesMut> {
+        let runs = self.reader.fetch(item.clip, &item.frames).await?;
+        let reader = self.reader.clone();
+        let index = item.clip;
+        let (answer, decoded) = oneshot::channel();
+        self.pool.spawn_fifo(move || {
+            // Nobody waits any more: the stream was dropped.
+            if answer.is_closed() {
+                return;
+            }
+            let dataset = reader.dataset();
+            let clip = dataset.clip(item.clip);
+            let codec = dataset.manifest.codec;
+            let result = decode(codec, clip, &runs, &item.frames, &item.cuts, side, &mut part)
+                .map(|()| part)
+                .map_err(|bad| reader.damaged(clip, bad.run, bad.why));
+            drop(answer.send(result));
+        });
+        decoded.await.map_err(|_| {
+            let clip = &self.reader.dataset().clip(index).clip_id;
+            Error::Stopped(format!("decode clip {clip:?}: its decode thread ended early"))
+        })?
+    }
+}

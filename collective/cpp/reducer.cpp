@@ -1,0 +1,73 @@
+// DistributedDataParallel's C++ half: what its Python constructor and forward do around c10d::Reducer.
+#include "shim.h"
+
+#include <algorithm>
+#include <limits>
+
+#include <torch/csrc/distributed/c10d/comm.hpp>
+
+namespace shim {
+std::vector<at::Tensor> list(TensorPtrs ptrs) {
+  std::vector<at::Tensor> v;
+  v.reserve(ptrs.size());
+  for (size_t p : ptrs) v.push_back(*reinterpret_cast<const at::Tensor*>(p));
+  return v;
+}
+
+std::unique_ptr<Reducer> make_reducer(TensorPtrs params, const Group& g, int64_t first_bucket_bytes,
+                                      int64_t bucket_bytes, bool find_unused, bool grad_as_view) {
+  auto ps = list(params);
+  // DistributedDataParallel checks this in Python; c10d itself crashes on an empty list.
+  TORCH_CHECK(!ps.empty(), "there are no parameters to reduce");
+  for (size_t i = 0; i < ps.size(); ++i) {
+    auto& t = ps[i];
+    TORCH_CHECK(t.defined() && t.is_leaf() && t.requires_grad() && t.device() == ps[0].device(),
+                "parameter ", i, " must be a leaf that requires grad, on the device of the first");
+    t.mutable_grad().reset(); // it may be a view of another reducer's bucket
+  }
+  c10d::verify_params_across_processes(g.p, ps, std::nullopt);
+  {
+    std::vector<at::Tensor> detached;
+    for (auto& t : ps) detached.push_back(t.detach());
+    c10d::broadcast_coalesced(g.p, detached, 250 * 1024 * 1024, 0);
+  }
+  // As DistributedDataParallel: one bucket for the first iteration unless unused
+  // parameters are looked for; the Reducer rebuilds them after the first backward.
+  std::vector<size_t> limits{static_cast<size_t>(std::numeric_limits<int64_t>::max())};
+  if (find_unused)
+    limits = {static_cast<size_t>(first_bucket_bytes), static_cast<size_t>(bucket_bytes)};
+  std::vector<bool> sparse(ps.size(), false);
+  auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(ps, limits, sparse));
+  std::reverse(buckets.begin(), buckets.end());
+  std::unordered_map<size_t, std::string> names;
+  for (size_t i = 0; i < ps.size(); ++i) names[i] = "parameter " + std::to_string(i);
+  auto out = std::make_unique<Reducer>();
+  out->params = ps;
+  out->p = std::make_shared<c10d::Reducer>(
+      std::move(ps), std::move(buckets), g.p, std::move(sparse), bucket_bytes, find_unused,
+      grad_as_view, std::move(names), first_bucket_bytes,
+      /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false,
+      /*bucket_bytes_cap_list=*/std::vector<int64_t>{});
+  return out;
+}
+Reducer::~Reducer() {
+  try {
+    p.reset();
+  } catch (const std::exception& e) {
+    TORCH_WARN("c10d::Reducer destructor: ", e.what());
+  }
+}
+bool Reducer::prepare_forward() const {
+  p->prepare_for_forward();
+  return p->rebuild_buckets();
+}
+void Reducer::prepare_backward(TensorPtrs outputs) const { p->prepare_for_backward(list(outputs)); }
+void Reducer::zero_grad() const {
+  for (const auto& t : params) t.mutable_grad().reset();
+}
+rust::Vec<uint64_t> Reducer::bucket_sizes() const {
+  rust::Vec<uint64_t> out;
+  for (auto& b : p->get_grad_buckets()) out.push_back(b.getBuffer().nbytes());
+  return out;
+}
+} // namespace shim

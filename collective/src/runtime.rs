@@ -1,0 +1,66 @@
+//! Switches of libtorch and libc that tch lacks: logging, malloc, autocast, memory formats.
+
+use crate::{
+    Error, Result,
+    ffi::shim,
+    tensor::{at, owned},
+};
+use std::{marker::PhantomData, sync::OnceLock};
+use tch::{Device, Tensor};
+
+/// Honours TORCH_CPP_LOG_LEVEL and TORCH_DISTRIBUTED_DEBUG, as Python's `import torch` does. Call it
+/// once at the start; later calls do nothing.
+pub fn init() -> Result<()> {
+    static ONCE: OnceLock<Result<()>> = OnceLock::new();
+    ONCE.get_or_init(|| shim::init_logging().map_err(|e| Error::of_shim("set up libtorch's log", e))).clone()
+}
+
+/// Tells glibc's malloc to keep freed pages: a training step frees what the next one takes, and
+/// giving the pages back between them costs up to half of a small step. False where libc has no
+/// such switch.
+pub fn keep_pages() -> bool {
+    shim::keep_pages().unwrap_or(false)
+}
+
+/// While this lives, matrix products and convolutions of this thread run in bf16 and the rest
+/// stays as it is. Drop it before `backward` (which remembers the types of its forward pass), on the
+/// thread that made it.
+#[must_use = "autocast ends when the guard is dropped"]
+pub struct Autocast {
+    before: shim::AutocastState,
+    _thread_local: PhantomData<*const ()>,
+}
+
+impl Autocast {
+    /// bf16 on `device`'s kind.
+    pub fn bf16(device: Device) -> Result<Self> {
+        let cuda = match device {
+            Device::Cpu => false,
+            Device::Cuda(_) => true,
+            other => {
+                return Err(Error::other("enable autocast", format!("{other:?} is neither CPU nor CUDA")));
+            }
+        };
+        let before = shim::autocast_enter(cuda).map_err(|e| Error::of_shim("enable autocast", e))?;
+        Ok(Self { before, _thread_local: PhantomData })
+    }
+}
+
+impl Drop for Autocast {
+    fn drop(&mut self) {
+        // Only thread-local switches are set back: nothing in it can fail.
+        let _ = shim::autocast_leave(&self.before);
+    }
+}
+
+/// The tensor (N,C,D,H,W) with its channels innermost in memory, the layout in which convolutions
+/// are fastest; the same tensor if it lies so already. Not in place, and part of the graph.
+pub fn channels_last_3d(t: &Tensor) -> Result<Tensor> {
+    shim::channels_last_3d(at(t)).map(owned).map_err(|e| Error::of_shim("lay a tensor out channels last", e))
+}
+
+/// As [`channels_last_3d`] for a parameter, which stays the same leaf (`p.data = ...` in Python);
+/// its gradient goes along. Before the optimizer's state and the reducer are made.
+pub fn channels_last_3d_(t: &Tensor) -> Result<()> {
+    shim::channels_last_3d_in_place(at(t)).map_err(|e| Error::of_shim("lay a parameter out channels last", e))
+}

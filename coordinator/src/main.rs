@@ -1,2 +1,105 @@
-//! Placeholder.
-fn main() {}
+//! `marey-coordinator`: parses its arguments and the whole configuration, then serves one job.
+
+use clap::Parser;
+use configs::Config;
+use coordinator::{Error, Options, Outcome, Server};
+use std::{
+    io::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Coordinates the workers of one training job.
+///
+/// Prints "listening on ADDRESS" once its port is open. Traffic is plain HTTP without a token in
+/// this version, so it listens on loopback only, unless --insecure is given.
+#[derive(Parser)]
+#[command(name = "marey-coordinator", version)]
+struct Args {
+    /// Address to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7878")]
+    listen: SocketAddr,
+    /// Where checkpoints, journal and metrics go: s3://bucket/prefix, file:///path or a path
+    #[arg(long, value_name = "URL")]
+    run: String,
+    /// The job's configuration
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Override one key, e.g. --set train.epochs=10
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Also write the address, and later the outcome, to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    status_file: Option<PathBuf>,
+    /// Serve plain HTTP on an address that is not loopback
+    #[arg(long)]
+    insecure: bool,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("MAREY_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .init();
+    match serve(args) {
+        Ok(Outcome { ok: true, .. }) => ExitCode::SUCCESS,
+        Ok(Outcome { reason, .. }) => {
+            eprintln!("error: failed to finish the job: {reason}");
+            ExitCode::from(1)
+        }
+        Err((text, code)) => {
+            eprintln!("error: failed to {text}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn serve(args: Args) -> Result<Outcome, (String, u8)> {
+    let fail = |e: Error| (e.to_string(), if e.is_usage() { 2 } else { 1 });
+    let config = Config::read(&args.config, &args.overrides).map_err(|e| fail(e.into()))?;
+    let runtime = tokio::runtime::Runtime::new().map_err(|e| (format!("start the runtime: {e}"), 1))?;
+    runtime.block_on(async {
+        let options = Options { listen: args.listen, run: args.run, config, insecure: args.insecure };
+        // Signals are caught before the port opens: nobody sees a coordinator that ignores them.
+        let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+        let [Ok(mut interrupt), Ok(mut terminate)] = signals else {
+            return Err(("catch signals".into(), 1));
+        };
+        let stop = async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        };
+        let server = Server::bind(options).await.map_err(fail)?;
+        let address = server.address();
+        let status = |state: serde_json::Value| {
+            args.status_file.as_deref().map_or(Ok(()), |f| write_status(f, &state))
+        };
+        status(serde_json::json!({"state": "running", "address": address, "pid": std::process::id()}))?;
+        println!("listening on {address}");
+        // The reader may wait for this line.
+        let _ = std::io::stdout().flush();
+        let outcome = server.run(stop).await.map_err(fail)?;
+        status(serde_json::json!({
+            "state": "ended", "address": address, "ok": outcome.ok, "reason": outcome.reason
+        }))?;
+        Ok(outcome)
+    })
+}
+
+/// Replaces the file whole, so that a reader never sees half of it.
+fn write_status(path: &Path, state: &serde_json::Value) -> Result<(), (String, u8)> {
+    let fail = |e: std::io::Error| (format!("write the status file {}: {e}", path.display()), 2);
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    std::fs::write(&part, format!("{state}\n")).map_err(fail)?;
+    std::fs::rename(&part, path).map_err(fail)
+}

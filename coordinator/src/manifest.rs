@@ -1,0 +1,236 @@
+//! Checkpoints in the run: writes the manifest when every part is there, deletes what is old.
+//!
+//! A checkpoint exists if and only if `checkpoints/step-%09d/manifest.json` does; it is written
+//! last, put-if-absent, and deleted first.
+
+use crate::{
+    Error, Result,
+    core::{Step, WholeCheckpoint},
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use storage::{Location, PutOutcome};
+
+const FOLDER: &str = "checkpoints";
+/// HEADs and DELETEs in flight.
+const PARALLEL: usize = 16;
+
+/// A manifest that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// Of all files together.
+    pub bytes: u64,
+    pub url: String,
+}
+
+/// Steps whose manifest exists.
+pub async fn committed(run: &Location) -> Result<BTreeSet<Step>> {
+    Ok(run
+        .list(FOLDER)
+        .await?
+        .iter()
+        .filter(|o| o.key == manifest_key_of(&o.key))
+        .filter_map(|o| step_of(&o.key))
+        .collect())
+}
+
+/// Checks that every file is there at its size, then writes the manifest: the header that rank 0
+/// gave, the attempt, and the files.
+pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> {
+    let step = whole.step.0;
+    let bad = |why: String| Error::BadCheckpoint { step, why };
+    let mut manifest: Map<String, Value> = serde_json::from_str(&whole.header_json)
+        .map_err(|e| bad(format!("rank 0's header is not a JSON object: {e}")))?;
+    let mut keys = BTreeSet::new();
+    for f in &whole.files {
+        if f.key.is_empty() || f.key.starts_with('/') || f.key.split('/').any(|p| p == "..") {
+            return Err(bad(format!("the file key {:?} does not stay below the step's folder", f.key)));
+        }
+        if !keys.insert(&f.key) {
+            return Err(bad(format!("two ranks reported the file {}", f.key)));
+        }
+    }
+    let folder = folder(whole.step);
+    let checks =
+        whole.files.iter().map(|f| check_file(run.clone(), step, format!("{folder}/{}", f.key), f.bytes));
+    stream::iter(checks.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect::<()>().await?;
+    manifest.insert("attempt".into(), whole.attempt.clone().into());
+    let files = serde_json::to_value(&whole.files).map_err(|e| bad(e.to_string()))?;
+    manifest.insert("files".into(), files);
+    let body = serde_json::to_vec_pretty(&manifest).map_err(|e| bad(e.to_string()))?;
+
+    let key = manifest_key(whole.step);
+    let written = Written { bytes: whole.files.iter().map(|f| f.bytes).sum(), url: run.url_of(&key) };
+    // A store may answer a retried put with "exists" although the first try was ours.
+    if run.put_if_absent(&key, body.clone()).await? == PutOutcome::Created || run.get(&key).await? == body {
+        return Ok(written);
+    }
+    if !whole.replaces {
+        return Err(Error::Superseded { url: written.url });
+    }
+    // Every rank has refused the old one (damaged): this attempt takes its place.
+    tracing::warn!(manifest = %written.url, "replacing a checkpoint that was refused");
+    run.delete(&key).await?;
+    match run.put_if_absent(&key, body.clone()).await? {
+        PutOutcome::Created => Ok(written),
+        PutOutcome::Exists if run.get(&key).await? == body => Ok(written),
+        PutOutcome::Exists => Err(Error::Superseded { url: written.url }),
+    }
+}
+
+/// Deletes the folders of `old` steps, manifest first; then what no manifest names in the
+/// folders up to `newest`: attempts that were never committed.
+pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
+    for step in old {
+        run.delete(&manifest_key(*step)).await?;
+    }
+    let mut by_step: BTreeMap<Step, Vec<String>> = BTreeMap::new();
+    for object in run.list(FOLDER).await? {
+        if let Some(step) = step_of(&object.key).filter(|s| *s <= newest) {
+            by_step.entry(step).or_default().push(object.key);
+        }
+    }
+    for (step, keys) in by_step {
+        let manifest = manifest_key(step);
+        let named = if keys.contains(&manifest) {
+            match files_named(run, &manifest).await? {
+                Some(named) => named,
+                // Not ours to judge: leave the folder as it is.
+                None => continue,
+            }
+        } else {
+            BTreeSet::new()
+        };
+        let stray: Vec<String> = keys.into_iter().filter(|k| *k != manifest && !named.contains(k)).collect();
+        let deletions = stray.into_iter().map(|key| delete(run.clone(), key)).collect::<Vec<_>>();
+        stream::iter(deletions).buffer_unordered(PARALLEL).try_collect::<()>().await?;
+    }
+    Ok(())
+}
+
+/// An error unless the object is there with `expected` bytes: a report is not yet an upload.
+async fn check_file(run: Location, step: u64, key: String, expected: u64) -> Result<()> {
+    let bad = |why| Err(Error::BadCheckpoint { step, why });
+    let url = run.url_of(&key);
+    match run.head(&key).await {
+        Ok((bytes, _)) if bytes == expected => Ok(()),
+        Ok((bytes, _)) => bad(format!("{url} has {bytes} bytes, its rank wrote {expected}")),
+        Err(e) if e.is_not_found() => bad(format!("{url} is not there, though its rank has reported it")),
+        Err(e) => Err(e.into()),
+    }
+}
+
+async fn delete(run: Location, key: String) -> storage::Result<()> {
+    run.delete(&key).await
+}
+
+/// Whole keys of the files that a manifest names; `None` if it cannot be read as a manifest.
+async fn files_named(run: &Location, key: &str) -> Result<Option<BTreeSet<String>>> {
+    let Some(bytes) = run.get_opt(key).await? else { return Ok(Some(BTreeSet::new())) };
+    let folder = key.trim_end_matches("/manifest.json");
+    let named = || {
+        let manifest: Value = serde_json::from_slice(&bytes).ok()?;
+        let files = manifest.get("files")?.as_array()?;
+        files.iter().map(|f| Some(format!("{folder}/{}", f.get("key")?.as_str()?))).collect()
+    };
+    Ok(named())
+}
+
+fn folder(step: Step) -> String {
+    format!("{FOLDER}/step-{:09}", step.0)
+}
+
+fn manifest_key(step: Step) -> String {
+    format!("{}/manifest.json", folder(step))
+}
+
+/// The key of the manifest beside or above `key`.
+fn manifest_key_of(key: &str) -> String {
+    step_of(key).map(manifest_key).unwrap_or_default()
+}
+
+fn step_of(key: &str) -> Option<Step> {
+    let (step, _) = key.strip_prefix(FOLDER)?.strip_prefix("/step-")?.split_once('/')?;
+    step.parse().ok().map(Step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::{CheckpointFile, Generation};
+
+    fn run() -> (tempfile::TempDir, Location) {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Location::parse(dir.path().to_str().unwrap()).unwrap();
+        (dir, run)
+    }
+
+    async fn whole(run: &Location, step: u64, attempt: &str) -> WholeCheckpoint {
+        let key = format!("{attempt}/model-0-of-1.safetensors");
+        run.put(&format!("checkpoints/step-{step:09}/{key}"), vec![5u8; 10]).await.unwrap();
+        WholeCheckpoint {
+            generation: Generation(1),
+            step: Step(step),
+            attempt: attempt.into(),
+            files: vec![CheckpointFile { key, bytes: 10, sha256: storage::sha256_hex(&[5; 10]) }],
+            header_json: r#"{"format":"marey-checkpoint","version":1}"#.into(),
+            replaces: false,
+        }
+    }
+
+    fn keys(run: &Location) -> impl Future<Output = Vec<String>> {
+        let run = run.clone();
+        async move { run.list("checkpoints").await.unwrap().into_iter().map(|o| o.key).collect() }
+    }
+
+    #[tokio::test]
+    async fn a_manifest_is_written_once_and_only_over_whole_files() {
+        let (_dir, run) = run();
+        let w = whole(&run, 12000, "g1").await;
+        let written = commit(&run, &w).await.unwrap();
+        assert_eq!(written.bytes, 10);
+        assert_eq!(commit(&run, &w).await.unwrap(), written, "a lost reply is no error");
+        let text = run.get("checkpoints/step-000012000/manifest.json").await.unwrap();
+        let json: Value = serde_json::from_slice(&text).unwrap();
+        assert_eq!(json["format"], "marey-checkpoint");
+        assert_eq!(json["files"][0]["key"], "g1/model-0-of-1.safetensors");
+        assert_eq!(committed(&run).await.unwrap(), BTreeSet::from([Step(12000)]));
+
+        let other = whole(&run, 12000, "g2").await;
+        assert!(matches!(commit(&run, &other).await, Err(Error::Superseded { .. })));
+        commit(&run, &WholeCheckpoint { replaces: true, ..other }).await.unwrap();
+
+        let mut short = whole(&run, 13000, "g2").await;
+        short.files[0].bytes = 11;
+        let e = commit(&run, &short).await.unwrap_err().to_string();
+        assert!(e.contains("step 13000") && e.contains("10 bytes"), "{e}");
+        short.files[0].key = "../escape".into();
+        assert!(matches!(commit(&run, &short).await, Err(Error::BadCheckpoint { .. })));
+        assert_eq!(committed(&run).await.unwrap(), BTreeSet::from([Step(12000)]));
+    }
+
+    #[tokio::test]
+    async fn pruning_takes_the_old_and_the_abandoned_and_nothing_else() {
+        let (_dir, run) = run();
+        for step in [10, 20, 30] {
+            commit(&run, &whole(&run, step, "g1").await).await.unwrap();
+        }
+        // Abandoned: never committed, and a second attempt beside a committed one.
+        whole(&run, 15, "g1").await;
+        whole(&run, 30, "g0").await;
+        // Being uploaded now.
+        whole(&run, 40, "g1").await;
+        prune(&run, &[Step(10)], Step(30)).await.unwrap();
+        assert_eq!(
+            keys(&run).await,
+            [
+                "checkpoints/step-000000020/g1/model-0-of-1.safetensors",
+                "checkpoints/step-000000020/manifest.json",
+                "checkpoints/step-000000030/g1/model-0-of-1.safetensors",
+                "checkpoints/step-000000030/manifest.json",
+                "checkpoints/step-000000040/g1/model-0-of-1.safetensors",
+            ]
+        );
+    }
+}

@@ -1,0 +1,167 @@
+//! Puts the coordinator together: port, run location, services, driver.
+
+use crate::{
+    Error, Outcome, Result,
+    core::{Core, Settings},
+    driver::{Driver, unix_ms},
+    journal::Journal,
+    manifest, run,
+    service::Service,
+    store::KeyValue,
+    watch::Hub,
+};
+use configs::Config;
+use proto::v1;
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+use storage::Location;
+use tokio::{
+    net::TcpListener,
+    sync::{Mutex, mpsc},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
+
+/// Inputs that may wait for the driver before sessions are slowed down.
+const INPUTS: usize = 1024;
+/// Checkpoint reports of many ranks stay far below this.
+const LARGEST_MESSAGE: usize = 64 << 20;
+/// How long connections may stay open after the job has ended.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// What the command line gives.
+#[derive(Debug)]
+pub struct Options {
+    /// Port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Location of checkpoints, journal and metrics.
+    pub run: String,
+    pub config: Config,
+    /// Serve plain HTTP off loopback.
+    pub insecure: bool,
+}
+
+/// A coordinator whose port is open and whose run is claimed.
+pub struct Server {
+    address: SocketAddr,
+    listener: TcpListener,
+    service: Service,
+    driver: Driver,
+    inputs: mpsc::Receiver<crate::driver::Input>,
+}
+
+impl Server {
+    /// Checks everything that can be wrong before a worker is involved, then opens the port and
+    /// claims the run, in this order: a second coordinator on an occupied port must not take the
+    /// run from the first.
+    pub async fn bind(options: Options) -> Result<Self> {
+        let Options { listen, run, config, insecure } = options;
+        if !listen.ip().is_loopback() && !insecure {
+            return Err(Error::Insecure { address: listen });
+        }
+        let run = Location::parse(&run)?;
+        let dataset_digest = run::dataset_digest(&config.data.url).await?;
+        let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
+            std::io::ErrorKind::AddrInUse => Error::Occupied { address: listen },
+            _ => Error::Listen { address: listen, source },
+        })?;
+        let address = listener.local_addr().map_err(|source| Error::Listen { address: listen, source })?;
+        let leader = leader_name(address);
+        run::probe(&run, &leader).await?;
+        run::settle_config(&run, &config).await?;
+        let (journal, generation) =
+            Journal::claim(&run, &leader, &dataset_digest, &config.data.url, unix_ms()).await?;
+        let committed = manifest::committed(&run).await?;
+        tracing::info!(
+            run = run.url(),
+            "generation {generation} was the last; {} checkpoint(s)",
+            committed.len()
+        );
+
+        let settings = Settings {
+            protocol_version: proto::PROTOCOL_VERSION,
+            config_digest: config.digest(),
+            dataset_digest: dataset_digest.clone(),
+            workers: config.cluster.workers,
+            min_workers: config.cluster.min_workers.max(1),
+            max_workers: config.data.lanes,
+            gather: config.cluster.gather.duration(),
+            lost_after: config.cluster.lost_after.duration(),
+            stuck_after: config.cluster.stuck_after.duration(),
+            collective_timeout: config.cluster.collective_timeout.duration(),
+            keep: config.checkpoint.keep,
+        };
+        let job = v1::Job {
+            protocol_version: proto::PROTOCOL_VERSION,
+            config_toml: config.text().into(),
+            config_digest: config.digest(),
+            dataset_digest,
+            run_url: run.url().into(),
+        };
+        let (sender, inputs) = mpsc::channel(INPUTS);
+        let (hub, store) = (Arc::new(Hub::new()), Arc::new(KeyValue::default()));
+        let service = Service {
+            job: Arc::new(job),
+            inputs: sender.clone(),
+            hub: hub.clone(),
+            store: store.clone(),
+            sessions: Arc::new(AtomicU64::new(1)),
+        };
+        let driver = Driver {
+            core: Core::new(settings, generation, committed),
+            run,
+            journal: Arc::new(Mutex::new(journal)),
+            hub,
+            store,
+            loopback: sender,
+        };
+        Ok(Self { address, listener, service, driver, inputs })
+    }
+
+    /// The address in use, with the real port.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the job ends or `stop` resolves.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Outcome> {
+        let Self { address, listener, service, driver, inputs } = self;
+        let closing = CancellationToken::new();
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let coordinator = v1::coordinator_server::CoordinatorServer::new(service.clone())
+            .max_decoding_message_size(LARGEST_MESSAGE);
+        let store = v1::store_server::StoreServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
+        let mut serving = tokio::spawn(
+            tonic::transport::Server::builder()
+                .http2_keepalive_interval(Some(proto::KEEPALIVE_EVERY))
+                .http2_keepalive_timeout(Some(proto::KEEPALIVE_TIMEOUT))
+                .add_service(coordinator)
+                .add_service(store)
+                .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()),
+        );
+        let outcome = tokio::select! {
+            outcome = driver.run(inputs, stop) => outcome,
+            // The listener does not end by itself unless it failed.
+            ended = &mut serving => {
+                return match ended {
+                    Ok(Err(source)) => Err(Error::Serve { address, source }),
+                    _ => Ok(Outcome { ok: false, reason: "the server stopped".into() }),
+                };
+            }
+        };
+        closing.cancel();
+        if tokio::time::timeout(GOODBYE, &mut serving).await.is_err() {
+            serving.abort();
+        }
+        Ok(outcome)
+    }
+}
+
+/// Unlike any other coordinator's, also one on the same machine and port.
+fn leader_name(address: SocketAddr) -> String {
+    let seed = format!("{address} {} {}", std::process::id(), unix_ms());
+    storage::sha256_hex(seed.as_bytes())[..16].to_string()
+}

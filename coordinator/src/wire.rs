@@ -1,0 +1,181 @@
+//! Between the wire's messages and the core's types: the only place that knows both.
+
+use crate::core::*;
+use proto::v1;
+
+/// One upward message after the Hello, as an event. `None`: an empty message, or a second Hello.
+pub fn event(worker: WorkerId, message: v1::WorkerMessage) -> Option<Event> {
+    use v1::worker_message::Kind;
+    Some(match message.kind? {
+        Kind::Hello(_) => return None,
+        Kind::Beat(b) => Event::Beat { worker, beat: beat(b) },
+        Kind::Step(r) => Event::Step { worker, report: step(r) },
+        Kind::Eval(r) => Event::Eval { worker, report: eval(r) },
+        Kind::Shard(s) => Event::Shard { worker, shard: shard(s) },
+        Kind::Log(l) => Event::Log { worker, level: level(&l.level), text: l.text },
+        Kind::Failed(f) => Event::StepFailed {
+            worker,
+            generation: Generation(f.generation),
+            step: Step(f.step),
+            error: f.error,
+        },
+        Kind::Finished(f) => Event::Finished { worker, generation: Generation(f.generation) },
+    })
+}
+
+/// The first message of a session.
+pub fn hello(h: v1::Hello) -> Hello {
+    Hello {
+        protocol_version: h.protocol_version,
+        name: h.worker,
+        device: h.device,
+        config_digest: h.config_digest,
+        dataset_digest: h.dataset_digest,
+    }
+}
+
+/// A directive for its worker.
+pub fn directive(d: Directive) -> v1::Directive {
+    use v1::directive::Kind;
+    let kind = match d {
+        Directive::Welcome { name } => Kind::Welcome(v1::Welcome { worker: name }),
+        Directive::Assigned { generation, rank, members } => Kind::Assigned(v1::Assigned {
+            generation: generation.0,
+            rank: rank.0,
+            world_size: members.len() as u32,
+            members,
+        }),
+        Directive::Stop { generation, reason } => Kind::Stop(v1::Stop { generation: generation.0, reason }),
+        Directive::Committed { step } => Kind::Committed(v1::Committed { step: step.0 }),
+        Directive::Shutdown { ok, reason } => Kind::Shutdown(v1::Shutdown { ok, reason }),
+    };
+    v1::Directive { kind: Some(kind) }
+}
+
+/// A notice for those who watch.
+pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
+    use v1::job_event::Kind;
+    let kind = match notice.clone() {
+        Notice::Generation { generation, members } => {
+            Kind::Generation(v1::GenerationStarted { generation: generation.0, members })
+        }
+        Notice::Step(r) => Kind::Step(v1::StepReport {
+            generation: r.generation.0,
+            epoch: r.epoch,
+            step: r.step.0,
+            steps_per_epoch: r.steps_per_epoch,
+            total_steps: r.total_steps,
+            loss: r.loss,
+            accuracy: r.accuracy,
+            lr: r.lr,
+            clips: r.clips,
+            step_seconds: r.step_seconds,
+            data_wait_seconds: r.data_wait_seconds,
+            exchange_wait_seconds: r.exchange_wait_seconds,
+            peak_memory_bytes: r.peak_memory_bytes,
+        }),
+        Notice::Eval(r) => Kind::Eval(v1::EvalReport {
+            generation: r.generation.0,
+            epoch: r.epoch,
+            step: r.step.0,
+            loss: r.loss,
+            top1: r.top1,
+            top5: r.top5,
+            clips: r.clips,
+            seconds: r.seconds,
+        }),
+        Notice::Checkpoint { step, bytes, manifest } => {
+            Kind::Checkpoint(v1::CheckpointCommitted { step: step.0, bytes, manifest })
+        }
+        Notice::Lost { worker, rank, step, reason } => {
+            Kind::Lost(v1::WorkerLost { worker, rank: rank.0, step: step.0, reason })
+        }
+        Notice::Log { level, text } => Kind::Log(v1::Log { level: level_name(level).into(), text }),
+        Notice::Ended { ok, reason } => Kind::Ended(v1::JobEnded { ok, reason }),
+        Notice::Beat { worker, rank, beat: b } => Kind::Beat(v1::WorkerBeat {
+            worker,
+            rank: rank.0,
+            beat: Some(v1::Beat {
+                generation: b.generation.0,
+                epoch: b.epoch,
+                step: b.step.0,
+                phase: b.phase,
+                progress: b.progress,
+            }),
+        }),
+    };
+    v1::JobEvent { unix_ms, kind: Some(kind) }
+}
+
+fn beat(b: v1::Beat) -> Beat {
+    Beat {
+        generation: Generation(b.generation),
+        epoch: b.epoch,
+        step: Step(b.step),
+        phase: b.phase,
+        progress: b.progress,
+    }
+}
+
+fn step(r: v1::StepReport) -> StepReport {
+    StepReport {
+        generation: Generation(r.generation),
+        epoch: r.epoch,
+        step: Step(r.step),
+        steps_per_epoch: r.steps_per_epoch,
+        total_steps: r.total_steps,
+        loss: r.loss,
+        accuracy: r.accuracy,
+        lr: r.lr,
+        clips: r.clips,
+        step_seconds: r.step_seconds,
+        data_wait_seconds: r.data_wait_seconds,
+        exchange_wait_seconds: r.exchange_wait_seconds,
+        peak_memory_bytes: r.peak_memory_bytes,
+    }
+}
+
+fn eval(r: v1::EvalReport) -> EvalReport {
+    EvalReport {
+        generation: Generation(r.generation),
+        epoch: r.epoch,
+        step: Step(r.step),
+        loss: r.loss,
+        top1: r.top1,
+        top5: r.top5,
+        clips: r.clips,
+        seconds: r.seconds,
+    }
+}
+
+fn shard(s: v1::CheckpointShard) -> Shard {
+    Shard {
+        generation: Generation(s.generation),
+        step: Step(s.step),
+        rank: Rank(s.rank),
+        world_size: s.world_size,
+        attempt: s.attempt,
+        files: s
+            .files
+            .into_iter()
+            .map(|f| CheckpointFile { key: f.key, bytes: f.bytes, sha256: f.sha256 })
+            .collect(),
+        header_json: s.header_json,
+    }
+}
+
+fn level(name: &str) -> Level {
+    match name {
+        "error" => Level::Error,
+        "warn" => Level::Warn,
+        _ => Level::Info,
+    }
+}
+
+fn level_name(level: Level) -> &'static str {
+    match level {
+        Level::Info => "info",
+        Level::Warn => "warn",
+        Level::Error => "error",
+    }
+}

@@ -1,6 +1,7 @@
 //! Counting right and wrong: top-1, top-5, loss and the confusion matrix, mergeable over ranks.
 
 use crate::{Error, Result};
+use collective::{Group, ReduceOp};
 use tch::{Device, Kind, Tensor};
 
 /// What an evaluation counted. Sums only, so that the ranks' tallies add up to the whole.
@@ -8,13 +9,13 @@ use tch::{Device, Kind, Tensor};
 pub struct Tally {
     classes: usize,
     /// Labelled clips.
-    pub clips: u64,
+    clips: u64,
     /// Sum over the clips of the cross-entropy, nats.
-    pub loss_sum: f64,
+    loss_sum: f64,
     /// Clips whose label is the most probable class.
-    pub top1: u64,
+    top1: u64,
     /// Clips whose label is among the five most probable classes (all of them where there are fewer).
-    pub top5: u64,
+    top5: u64,
     /// Row-major, true class x predicted class.
     confusion: Vec<u64>,
 }
@@ -98,18 +99,30 @@ impl Tally {
         })
     }
 
-    /// Mean cross-entropy; 0 where nothing was counted.
-    pub fn mean_loss(&self) -> f64 {
+    /// The whole group's tally, on every rank.
+    pub fn all_reduce(&self, group: &Group, device: Device) -> Result<Self> {
+        let sums = self.to_tensor(device)?;
+        group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
+        Self::from_tensor(self.classes, &sums)
+    }
+
+    /// Labelled clips counted.
+    pub fn clips(&self) -> u64 {
+        self.clips
+    }
+
+    /// Mean cross-entropy, nats; 0 where nothing was counted.
+    pub fn loss(&self) -> f64 {
         self.loss_sum / self.clips.max(1) as f64
     }
 
-    /// Share of the clips that were right, 0..=1.
-    pub fn top1_share(&self) -> f64 {
+    /// Share of the clips whose label is the most probable class, 0..=1.
+    pub fn top1(&self) -> f64 {
         self.top1 as f64 / self.clips.max(1) as f64
     }
 
-    /// Share of the clips whose label was among the best five, 0..=1.
-    pub fn top5_share(&self) -> f64 {
+    /// Share of the clips whose label is among the five most probable classes, 0..=1.
+    pub fn top5(&self) -> f64 {
         self.top5 as f64 / self.clips.max(1) as f64
     }
 
@@ -179,7 +192,7 @@ mod tests {
         assert_eq!((t.clips, t.top1, t.top5), (3, 1, 2));
         assert_eq!((t.confusion(0, 0), t.confusion(4, 0), t.confusion(5, 0)), (1, 1, 1));
         let want = -(0.3f64.ln() + 0.08f64.ln() + 0.05f64.ln()) / 3.0;
-        assert!((t.mean_loss() - want).abs() < 1e-12);
+        assert!((t.loss() - want).abs() < 1e-12);
         assert_eq!(t.per_class()[4], ClassCount { clips: 1, correct: 0 });
         assert_eq!(t.per_class()[6].accuracy(), None);
         assert!(t.add(&p, 7).is_err());
@@ -190,7 +203,7 @@ mod tests {
         let mut t = Tally::new(3);
         t.add(&[0.9, 0.1, 0.0], 2).unwrap();
         assert_eq!((t.top1, t.top5), (0, 1));
-        assert!(t.mean_loss().is_finite());
+        assert!(t.loss().is_finite());
     }
 
     #[test]

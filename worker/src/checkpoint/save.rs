@@ -1,0 +1,163 @@
+//! Taking a checkpoint: copy this rank's share at the step boundary, upload it behind the next steps.
+
+use super::layout::{self, Header, Part};
+use crate::{Error, Result};
+use bytes::Bytes;
+use proto::v1::{CheckpointFile, CheckpointShard};
+use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use sha2::{Digest, Sha256};
+use std::collections::HashSet;
+use storage::Location;
+use tch::{Kind, Tensor};
+
+/// One rank's share of a checkpoint, copied out of the model: training may go on at once.
+pub struct Snapshot {
+    header: Header,
+    rank: u32,
+    files: Vec<Share>,
+}
+
+/// What goes into one safetensors file.
+struct Share {
+    part: Part,
+    tensors: Vec<Copied>,
+}
+
+struct Copied {
+    name: String,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Bytes,
+}
+
+/// Copies rank `rank`'s share of the model's state dict and of the optimizer's `state` to host
+/// memory. Call it on every rank at the same step boundary with the same `header`.
+///
+/// Weights and optimizer state are dealt to the ranks by size. Buffers are rank 0's: its running
+/// statistics are the ones that count, as in PyTorch's DDP.
+pub fn snapshot(
+    model: &models::Model,
+    state: &[(String, Tensor)],
+    header: Header,
+    rank: u32,
+) -> Result<Snapshot> {
+    let weights: HashSet<String> = model
+        .tensors()
+        .into_iter()
+        .filter(|t| matches!(t.role, models::Role::Weight { .. }))
+        .map(|t| t.name)
+        .collect();
+    let model = model.state_dict();
+    let model = model.iter().map(|(name, t)| (Part::Model, !weights.contains(name), name, t));
+    let state = state.iter().map(|(name, t)| (Part::Optimizer, false, name, t));
+    snapshot_of(model.chain(state).collect(), header, rank)
+}
+
+/// (what it belongs to, rank 0 keeps it, name, tensor)
+type Entry<'a> = (Part, bool, &'a String, &'a Tensor);
+
+fn snapshot_of(entries: Vec<Entry>, header: Header, rank: u32) -> Result<Snapshot> {
+    let fixed: Vec<bool> = entries.iter().map(|e| e.1).collect();
+    let sizes: Vec<u64> =
+        entries.iter().map(|e| (e.3.numel() * e.3.kind().elt_size_in_bytes()) as u64).collect();
+    let owners = layout::deal(&sizes, &fixed, header.world_size);
+    let mut files = vec![];
+    for part in [Part::Model, Part::Optimizer] {
+        let mine = entries.iter().zip(&owners).filter(|((p, ..), owner)| *p == part && **owner == rank);
+        let mut tensors = mine.map(|((_, _, name, t), _)| copy(name, t)).collect::<Result<Vec<_>>>()?;
+        // The order of the format's own writers: by alignment, then by name.
+        tensors.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+        files.push(Share { part, tensors });
+    }
+    Ok(Snapshot { header, rank, files })
+}
+
+impl Snapshot {
+    /// Bytes that this rank will upload, headers aside.
+    pub fn bytes(&self) -> u64 {
+        self.files.iter().flat_map(|f| &f.tensors).map(|t| t.data.len() as u64).sum()
+    }
+
+    /// Uploads this rank's files below `run`, and returns the report for the coordinator, who
+    /// commits the checkpoint once it has all ranks'.
+    pub async fn upload(self, run: &Location) -> Result<CheckpointShard> {
+        let Header { step, world_size, generation, .. } = self.header;
+        let attempt = layout::attempt(generation);
+        let folder = run.join(&layout::step_folder(step));
+        let mut files = vec![];
+        for share in self.files {
+            let key = layout::file_key(&attempt, share.part, self.rank, world_size);
+            let url = folder.url_of(&key);
+            // Digesting a large file takes seconds: not on the async threads.
+            let done = tokio::task::spawn_blocking(move || {
+                let chunks = share.into_safetensors()?;
+                let mut hasher = Sha256::new();
+                chunks.iter().for_each(|c| hasher.update(c));
+                Ok((chunks, storage::hex(&hasher.finalize())))
+            });
+            let failed = |why: String| Error::Checkpoint { url, why };
+            let (chunks, sha256) = match done.await {
+                Ok(Ok(done)) => done,
+                Ok(Err(e)) => return Err(failed(e)),
+                Err(e) => return Err(failed(format!("its digest was not finished: {e}"))),
+            };
+            let bytes = chunks.iter().map(|c| c.len() as u64).sum();
+            folder.put_chunks(&key, chunks).await?;
+            files.push(CheckpointFile { key, bytes, sha256 });
+        }
+        let header_json = match self.rank {
+            0 => serde_json::to_string(&self.header)
+                .map_err(|e| Error::Checkpoint { url: folder.url().into(), why: e.to_string() })?,
+            _ => String::new(),
+        };
+        Ok(CheckpointShard { generation, step, rank: self.rank, world_size, attempt, files, header_json })
+    }
+}
+
+impl Share {
+    /// The file's bytes in pieces: length and header, then each tensor as it was copied.
+    fn into_safetensors(self) -> std::result::Result<Vec<Bytes>, String> {
+        let mut at = 0;
+        let mut infos = vec![];
+        for t in &self.tensors {
+            let data_offsets = (at, at + t.data.len());
+            at = data_offsets.1;
+            infos.push((t.name.clone(), TensorInfo { dtype: t.dtype, shape: t.shape.clone(), data_offsets }));
+        }
+        let metadata = Some([("format".to_string(), "pt".to_string())].into());
+        let metadata = Metadata::new(metadata, infos).map_err(|e| e.to_string())?;
+        let mut json = serde_json::to_vec(&metadata).map_err(|e| e.to_string())?;
+        // The data begins on a multiple of eight.
+        json.resize(json.len().next_multiple_of(8), b' ');
+        let mut header = (json.len() as u64).to_le_bytes().to_vec();
+        header.extend(json);
+        Ok(std::iter::once(header.into()).chain(self.tensors.into_iter().map(|t| t.data)).collect())
+    }
+}
+
+/// A tensor's values in standard (row-major) order, whatever its device and memory format.
+fn copy(name: &str, tensor: &Tensor) -> Result<Copied> {
+    let kind = tensor.f_kind()?;
+    let dtype = dtype_of(kind)
+        .ok_or_else(|| Error::Usage(format!("save {name}: safetensors has no type for {kind:?}")))?;
+    let mut data = vec![0u8; tensor.numel() * kind.elt_size_in_bytes()];
+    tensor.f_detach()?.f_copy_data_u8(&mut data, tensor.numel())?;
+    let shape = tensor.size().iter().map(|&n| n as usize).collect();
+    Ok(Copied { name: name.into(), dtype, shape, data: data.into() })
+}
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    Some(match kind {
+        Kind::Float => Dtype::F32,
+        Kind::Double => Dtype::F64,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Half => Dtype::F16,
+        Kind::Int64 => Dtype::I64,
+        Kind::Int => Dtype::I32,
+        Kind::Int16 => Dtype::I16,
+        Kind::Int8 => Dtype::I8,
+        Kind::Uint8 => Dtype::U8,
+        Kind::Bool => Dtype::BOOL,
+        _ => return None,
+    })
+}

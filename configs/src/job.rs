@@ -293,6 +293,16 @@ pub struct Cluster {
     pub collective_timeout: Seconds,
 }
 
+impl Optimizer {
+    /// The base learning rate: the one at the end of the warm-up.
+    pub fn lr(&self) -> f64 {
+        match self {
+            Optimizer::Sgd(o) => o.lr,
+            Optimizer::Adamw(o) => o.lr,
+        }
+    }
+}
+
 fn train_split() -> String {
     "train".into()
 }

@@ -9,7 +9,21 @@
 //! 5. [`decode`]: runs to pixels in the batch buffer;
 //! 6. [`stream`]: all of it, prefetched, in order, under a byte budget.
 
+pub mod decode;
 pub mod error;
 pub mod format;
+#[cfg(feature = "ingest")]
+pub mod ingest;
+pub mod inspect;
+pub mod ledger;
+pub mod plan;
+mod random;
+pub mod reader;
+pub mod sampling;
+pub mod stream;
+#[cfg(test)]
+mod testing;
+pub mod verify;
+pub mod writer;
 
 pub use error::{Error, Result};

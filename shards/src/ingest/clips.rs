@@ -3,7 +3,7 @@
 use super::{
     Input, Options,
     encode::FrameEncoder,
-    scale::{Converter, Geometry, pixel_aspect},
+    scale::{Converter, Geometry},
     video::Video,
 };
 use crate::{
@@ -199,9 +199,8 @@ impl Cutter<'_> {
             None => {
                 let size = (picture.width(), picture.height());
                 let turn = video.orientation(picture);
-                let g =
-                    Geometry::new(size, pixel_aspect(picture.aspect_ratio()), turn, self.options.short_side)
-                        .map_err(|why| Stop::Failed("too large", why))?;
+                let g = Geometry::new(size, video.pixel_aspect(picture), turn, self.options.short_side)
+                    .map_err(|why| Stop::Failed("too large", why))?;
                 *self.geometry.insert(g)
             }
         };

@@ -6,6 +6,7 @@
 mod clips;
 mod colour;
 mod encode;
+mod ffi;
 mod inputs;
 mod journal;
 mod labels;

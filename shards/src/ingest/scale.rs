@@ -50,11 +50,15 @@ impl Geometry {
     }
 }
 
-/// Width of a pixel by its height; 1 where the video does not say or says something absurd.
-pub fn pixel_aspect(frame: Rational) -> f64 {
-    let (n, d) = (frame.numerator(), frame.denominator());
-    let ratio = f64::from(n) / f64::from(d);
-    if n > 0 && d > 0 && (0.1..=10.0).contains(&ratio) { ratio } else { 1.0 }
+/// Width of a pixel by its height: the container's word counts before the picture's, as FFmpeg's own
+/// players have it; 1 where neither says anything sane.
+pub fn pixel_aspect(container: Rational, picture: Rational) -> f64 {
+    let sane = |r: Rational| {
+        let (n, d) = (r.numerator(), r.denominator());
+        let ratio = f64::from(n) / f64::from(d);
+        (n > 0 && d > 0 && (0.1..=10.0).contains(&ratio)).then_some(ratio)
+    };
+    sane(container).or(sane(picture)).unwrap_or(1.0)
 }
 
 /// Converts pictures of one video. It adapts where format, size or colour change on the way.
@@ -137,7 +141,8 @@ impl Scaler {
         let (format, kind) = if is_rgb(name) {
             (Pixel::RGB24, Kind::Rgb)
         } else if name.starts_with("gray") || name.starts_with("ya") {
-            (Pixel::GRAY8, Kind::Grey(matrix(key.space, full)))
+            // Grey counts as full range unless it says otherwise, FFmpeg's own rule.
+            (Pixel::GRAY8, Kind::Grey(matrix(key.space, key.range != Range::MPEG)))
         } else if name.starts_with("yuvj") {
             // The scaler takes this family for full range, and keeps it so only into its own kind.
             (Pixel::YUVJ444P, Kind::Yuv(matrix(key.space, true)))
@@ -195,9 +200,11 @@ mod tests {
 
     #[test]
     fn absurd_pixel_aspects_count_as_square() {
-        assert_eq!(pixel_aspect(Rational::new(4, 3)), 4.0 / 3.0);
+        let none = Rational::new(0, 1);
+        assert_eq!(pixel_aspect(none, Rational::new(4, 3)), 4.0 / 3.0);
+        assert_eq!(pixel_aspect(Rational::new(3, 2), Rational::new(4, 3)), 1.5);
         for (n, d) in [(0, 1), (1, 0), (0, 0), (-4, 3), (1000, 1)] {
-            assert_eq!(pixel_aspect(Rational::new(n, d)), 1.0);
+            assert_eq!(pixel_aspect(none, Rational::new(n, d)), 1.0);
         }
     }
 

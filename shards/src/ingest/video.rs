@@ -3,7 +3,7 @@
 //! Damage never ends the whole: what is broken is left out up to the next key frame, and
 //! [`Video::complaint`] says what happened. FFmpeg runs one thread a video; videos run in parallel.
 
-use super::colour::Orientation;
+use super::{colour::Orientation, ffi, scale};
 use ffmpeg_next::{
     self as ffmpeg, Dictionary, Error, Packet, Rational, codec, decoder,
     format::{self, context::Input, stream::Disposition},
@@ -25,6 +25,7 @@ pub struct Video {
     /// Average frames a second by the container's account, where it is sane.
     rate: Option<f64>,
     orientation: Option<Orientation>,
+    pixel_aspect: Rational,
     /// What the container says the pictures last, seconds.
     expected: Option<f64>,
     clock: Clock,
@@ -45,6 +46,8 @@ pub struct Unreadable {
 struct Clock {
     /// Last picture's time stamp and time, and where it ends.
     last: Option<(i64, f64)>,
+    /// The stamp that stands for time 0.
+    origin: i64,
     end: f64,
     jumps: u32,
 }
@@ -74,6 +77,9 @@ impl Video {
         // A playlist in disguise must not open sockets.
         options.set("protocol_whitelist", "file");
         let input = format::input_with_dictionary(&absolute, options).map_err(|e| explain(&absolute, e))?;
+        if input.nb_streams() == 0 {
+            return Err(explain(&absolute, Error::InvalidData));
+        }
         let none = || {
             let kinds: Vec<_> =
                 input.streams().map(|s| format!("{:?}", s.parameters().medium()).to_lowercase()).collect();
@@ -96,6 +102,7 @@ impl Video {
         decoder.set_packet_time_base(stream.time_base());
         let decoder =
             decoder.video().map_err(|e| unreadable("no decoder", format!("its codec {codec:?}: {e}")))?;
+        let pixel_aspect = ffi::pixel_aspect(&stream);
         let time_base = seconds(stream.time_base());
         let rate = Some(seconds(stream.avg_frame_rate())).filter(|r| (0.01..=1000.0).contains(r));
         let orientation = stream
@@ -109,7 +116,6 @@ impl Video {
             Some(input.duration() as f64 / 1e6).filter(|d| *d > 0.0 && input.nb_streams() == 1)
         };
         let stream = stream.index();
-        let (clock, damage) = (Clock::default(), Damage::default());
         Ok(Self {
             input,
             decoder,
@@ -117,9 +123,10 @@ impl Video {
             time_base,
             rate,
             orientation,
+            pixel_aspect,
             expected,
-            clock,
-            damage,
+            clock: Clock::default(),
+            damage: Damage::default(),
             drained: false,
             finished: false,
         })
@@ -138,6 +145,11 @@ impl Video {
                 Orientation::from_display_matrix(data.data())
             })
             .unwrap_or_default()
+    }
+
+    /// Width of a pixel by its height.
+    pub fn pixel_aspect(&self, picture: &frame::Video) -> f64 {
+        scale::pixel_aspect(self.pixel_aspect, picture.aspect_ratio())
     }
 
     /// Decodes the next good picture into `picture`; its time in seconds after the first one, never
@@ -270,22 +282,22 @@ impl Video {
     fn time(&mut self, picture: &frame::Video) -> f64 {
         let step = 1.0 / self.rate();
         let clock = &mut self.clock;
-        let stamp = picture.timestamp();
-        let time = match (clock.last, stamp) {
-            (None, _) => 0.0,
-            (Some((_, before)), None) => before + step,
-            (Some((last, before)), Some(stamp)) => {
-                let passed = stamp.saturating_sub(last) as f64 * self.time_base;
-                if passed > 0.0 && passed <= LONGEST_GAP {
-                    before + passed
-                } else {
-                    clock.jumps += 1;
-                    before + step
-                }
+        let ticks = |seconds: f64| (seconds / self.time_base).round() as i64;
+        let next = clock.last.map_or(0.0, |(_, before)| before + step);
+        let stamp = picture.timestamp().unwrap_or_else(|| clock.origin.saturating_add(ticks(next)));
+        // Times are multiples of the stamps' unit, not sums of gaps: no error adds up.
+        let time = |origin: i64| stamp.saturating_sub(origin) as f64 * self.time_base;
+        if let Some((_, before)) = clock.last {
+            let passed = time(clock.origin) - before;
+            if !(passed > 0.0 && passed <= LONGEST_GAP) {
+                clock.jumps += 1;
+                clock.origin = stamp.saturating_sub(ticks(next));
             }
-        };
-        let guess = || clock.last.map_or(0, |(last, _)| last.saturating_add((step / self.time_base) as i64));
-        clock.last = Some((stamp.unwrap_or_else(guess), time));
+        } else {
+            clock.origin = stamp;
+        }
+        let time = time(clock.origin);
+        clock.last = Some((stamp, time));
         let shown = picture.packet().duration as f64 * self.time_base;
         clock.end = time + if shown > 0.0 && shown <= LONGEST_GAP { shown } else { step };
         time

@@ -36,10 +36,17 @@ struct Args {
     /// Serve plain HTTP on an address that is not loopback
     #[arg(long)]
     insecure: bool,
+    /// End when the program that started this one does (used by `marey train`)
+    #[arg(long, hide = true)]
+    die_with_parent: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.die_with_parent {
+        // Linux only; elsewhere a killed `marey train` leaves its coordinator running.
+        let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM));
+    }
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("MAREY_LOG")

@@ -18,6 +18,7 @@ pub fn event(worker: WorkerId, message: v1::WorkerMessage) -> Option<Event> {
             generation: Generation(f.generation),
             step: Step(f.step),
             error: f.error,
+            fatal: f.fatal,
         },
         Kind::Finished(f) => Event::Finished { worker, generation: Generation(f.generation) },
     })

@@ -69,10 +69,16 @@ impl Running {
 
     /// Since when the generation is failing, and the first failure in words.
     pub fn failure(&self) -> Option<(Now, String)> {
-        let since = self.failing_since?;
-        let (rank, seat) = self.seats.iter().enumerate().find(|(_, s)| s.failure.is_some())?;
+        let first = self.seats.iter().find(|s| s.failure.is_some())?;
+        Some((self.failing_since?, self.failure_of(first.worker)?))
+    }
+
+    /// How this worker failed, in words.
+    pub fn failure_of(&self, worker: WorkerId) -> Option<String> {
+        let rank = self.rank_of(worker)?;
+        let seat = self.seats.get(rank.0 as usize)?;
         let (step, error) = seat.failure.as_ref()?;
-        Some((since, format!("worker {} (rank {rank}) failed at step {step}: {error}", seat.name)))
+        Some(format!("worker {} (rank {rank}) failed at step {step}: {error}", seat.name))
     }
 
     /// Members of a failing generation that have not noticed.

@@ -113,12 +113,15 @@ impl Core {
                     log(&mut out, level, format!("{}: {text}", m.name));
                 }
             }
-            Event::StepFailed { worker, generation, step, error } => {
+            Event::StepFailed { worker, generation, step, error, fatal } => {
                 self.members.heard(now, worker);
                 if let State::Running(r) = &mut self.state
                     && r.generation == generation
                 {
                     r.failed(now, worker, step, error);
+                    if let Some(reason) = r.failure_of(worker).filter(|_| fatal) {
+                        self.end(false, reason, &mut out);
+                    }
                 }
             }
             Event::Finished { worker, generation } => {

@@ -163,7 +163,7 @@ impl World {
             Move::Fail(n) => {
                 if let Some((worker, generation, ..)) = seat(self, n) {
                     let (step, error) = (Step(0), "no".into());
-                    self.give(Event::StepFailed { worker, generation, step, error });
+                    self.give(Event::StepFailed { worker, generation, step, error, fatal: false });
                 }
             }
             Move::Finish(n) => {

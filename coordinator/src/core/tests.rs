@@ -97,6 +97,7 @@ impl Job {
             generation: Generation(generation),
             step: Step(7),
             error: "timed out".into(),
+            fatal: false,
         });
     }
 
@@ -420,6 +421,24 @@ fn failing_again_and_again_at_the_same_step_ends_the_job() {
     job.look();
     job.join(9);
     assert!(matches!(job.look()[..], [Action::Reject { to: WorkerId(9), .. }]));
+}
+
+#[test]
+fn an_error_that_all_would_meet_ends_the_job() {
+    let mut job = Job::running(settings(), 2);
+    let worker = WorkerId(2);
+    let failed = |generation, step: u64, error: &str| Event::StepFailed {
+        worker,
+        generation: Generation(generation),
+        step: Step(step),
+        error: error.into(),
+        fatal: true,
+    };
+    job.event(failed(7, 1, "another generation"));
+    assert_eq!(job.exit(), None);
+    job.event(failed(1, 3, "the loss is not a number"));
+    let reason = "worker w2 (rank 1) failed at step 3: the loss is not a number".to_string();
+    assert_eq!(job.exit(), Some((false, reason)));
 }
 
 #[test]

@@ -168,12 +168,14 @@ pub enum Event {
         level: Level,
         text: String,
     },
-    /// The worker's collective failed; it waits for an assignment.
+    /// The worker's collective failed and it waits for an assignment; or, if `fatal`, no worker
+    /// could go on from here.
     StepFailed {
         worker: WorkerId,
         generation: Generation,
         step: Step,
         error: String,
+        fatal: bool,
     },
     /// Nothing is left to do for this rank.
     Finished {

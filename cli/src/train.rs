@@ -1,0 +1,238 @@
+//! `marey train`: a coordinator and its workers on this machine, their progress, their end.
+
+use crate::{
+    Error, Result,
+    children::Child,
+    follow,
+    screen::Screen,
+    siblings::{COORDINATOR, WORKER, find},
+};
+use configs::Config;
+use proto::v1::{JobEnded, JobEvent};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader},
+    signal::unix::{SignalKind, signal},
+    time::timeout,
+};
+use tonic::Streaming;
+
+/// How long a child may take to end by itself once the job is over, and again after SIGTERM.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Once all workers are gone the coordinator may have this long to say why the job ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Trains on this machine.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The job's configuration
+    config: PathBuf,
+    /// Trainer processes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    workers: u32,
+    /// Where checkpoints and metrics go, and from where an earlier start goes on: s3://bucket/prefix, file:///path or a path
+    #[arg(long, value_name = "URL")]
+    run: String,
+    /// Override one key, e.g. --set train.epochs=10
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    overrides: Vec<String>,
+    /// Where the coordinator listens
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// The devices to train on [default: cpu:N]
+    #[arg(long, value_name = "DEVICES")]
+    devices: Option<String>,
+    /// Where the programs' logs go [default: a temporary folder, named if something fails]
+    #[arg(long, value_name = "DIR")]
+    log_dir: Option<PathBuf>,
+}
+
+/// Returns the exit status: 0 only if the job ended well; 2 if it needs a change by the user.
+pub fn command(args: Args) -> Result<u8> {
+    let overrides = overrides(&args)?;
+    let (coordinator, worker) = (find(COORDINATOR)?, find(WORKER)?);
+    let logs = log_folder(args.log_dir.as_deref())?;
+    // One thread: the children's lives hang on the thread that started them.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
+    runtime.block_on(async {
+        let mut screen = Screen::new();
+        let code = train(&args, &overrides, [&coordinator, &worker], &logs, &mut screen).await;
+        screen.close();
+        if args.log_dir.is_none() {
+            match &code {
+                // Of no further use; a leftover would do no harm.
+                Ok(0) => drop(std::fs::remove_dir_all(&logs)),
+                _ => eprintln!("logs: {}", logs.display()),
+            }
+        }
+        code
+    })
+}
+
+/// The overrides to pass on, after the whole configuration was found good with them.
+fn overrides(args: &Args) -> Result<Vec<String>> {
+    let mut all = args.overrides.clone();
+    all.push(format!("cluster.workers={}", args.workers));
+    // What the file asks for at least must be reachable; parse first to know it.
+    let least = Config::read(&args.config, &args.overrides)?.cluster.min_workers;
+    if least > args.workers {
+        all.push(format!("cluster.min_workers={}", args.workers));
+    }
+    Config::read(&args.config, &all)?;
+    Ok(all)
+}
+
+fn log_folder(wanted: Option<&Path>) -> Result<PathBuf> {
+    match wanted {
+        Some(dir) => std::fs::create_dir_all(dir)
+            .map(|()| dir.to_path_buf())
+            .map_err(|source| Error::Io { path: dir.into(), source }),
+        None => tempfile::Builder::new()
+            .prefix("marey-train-")
+            .tempdir()
+            .map(|dir| dir.keep())
+            .map_err(|source| Error::Io { path: std::env::temp_dir(), source }),
+    }
+}
+
+async fn train(
+    args: &Args,
+    overrides: &[String],
+    [coordinator, worker]: [&Path; 2],
+    logs: &Path,
+    screen: &mut Screen,
+) -> Result<u8> {
+    let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
+    let [Ok(mut interrupt), Ok(mut terminate)] = signals else {
+        return Err(Error::Io { path: "the signals".into(), source: std::io::Error::last_os_error() });
+    };
+    let mut told = vec!["--die-with-parent".to_string()];
+    told.extend(["--listen".into(), args.listen.to_string(), "--run".into(), args.run.clone()]);
+    told.extend(["--config".into(), args.config.display().to_string()]);
+    told.extend(overrides.iter().flat_map(|o| ["--set".to_string(), o.clone()]));
+    let mut coordinator = Child::start("coordinator", coordinator, &told, logs, Some(Stdio::piped()))?;
+
+    let address = tokio::select! {
+        address = listening(&mut coordinator, screen) => address?,
+        _ = interrupt.recv() => return Ok(1),
+        _ = terminate.recv() => return Ok(1),
+    };
+    let mut events = follow::connect(&address).await?;
+    let devices = args.devices.clone().unwrap_or_else(|| format!("cpu:{}", args.workers));
+    let told = ["run", "--coordinator", &format!("http://{address}"), "--devices", &devices];
+    let mut worker = Child::start("worker", worker, &told.map(String::from), logs, None)?;
+
+    let end = {
+        // A second signal finds this program no longer listening, and ends it at once.
+        let stop = async {
+            tokio::select! {
+                _ = interrupt.recv() => "interrupted",
+                _ = terminate.recv() => "told to stop",
+            }
+        };
+        tokio::select! {
+            ended = follow::follow(&address, &mut events, screen) => End::Job(ended),
+            status = worker.wait() => End::Worker(status?),
+            why = stop => End::Told(why),
+        }
+    };
+    match end {
+        End::Job(ended) => finish(ended, &mut coordinator, &mut worker, screen).await,
+        End::Worker(status) => {
+            let ended = last_words(&address, &mut events, screen).await;
+            if ended.as_ref().is_none_or(|e| !e.ok) {
+                screen.line(&worker.tail());
+            }
+            coordinator.terminate();
+            let coordinated = coordinator.end(PATIENCE).await?;
+            match ended {
+                Some(e) => Ok(exit_code(e.ok, &[coordinated, status])),
+                None => Err(worker.died(status)),
+            }
+        }
+        End::Told(why) => {
+            screen.line(&format!("{why}: stopping; the same command goes on from the last checkpoint"));
+            coordinator.terminate();
+            worker.terminate();
+            coordinator.end(PATIENCE).await?;
+            worker.end(PATIENCE).await?;
+            Ok(1)
+        }
+    }
+}
+
+enum End {
+    Job(Result<JobEnded>),
+    /// All workers are gone.
+    Worker(ExitStatus),
+    /// A signal.
+    Told(&'static str),
+}
+
+/// Waits for the coordinator's "listening on ADDRESS".
+async fn listening(coordinator: &mut Child, screen: &Screen) -> Result<String> {
+    let stdout = coordinator.stdout();
+    if let Some(stdout) = stdout {
+        let mut lines = BufReader::new(stdout).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Some(address) = line.strip_prefix("listening on ") {
+                return Ok(address.to_string());
+            }
+        }
+    }
+    let status = coordinator.wait().await?;
+    screen.line(&coordinator.tail());
+    Err(coordinator.died(status))
+}
+
+/// The job ended, or the coordinator went away.
+async fn finish(
+    ended: Result<JobEnded>,
+    coordinator: &mut Child,
+    worker: &mut Child,
+    screen: &Screen,
+) -> Result<u8> {
+    let ended = match ended {
+        Ok(ended) => ended,
+        Err(e) => {
+            screen.line(&coordinator.tail());
+            worker.terminate();
+            worker.end(PATIENCE).await?;
+            let status = coordinator.end(PATIENCE).await?;
+            return if status.success() { Err(e) } else { Err(coordinator.died(status)) };
+        }
+    };
+    let worked = worker.end(PATIENCE).await?;
+    let coordinated = coordinator.end(PATIENCE).await?;
+    let code = exit_code(ended.ok, &[coordinated, worked]);
+    if code != 0 {
+        screen.line(&worker.tail());
+    }
+    Ok(code)
+}
+
+/// What the coordinator still has to say when no worker is left.
+async fn last_words(
+    address: &str,
+    events: &mut Streaming<JobEvent>,
+    screen: &mut Screen,
+) -> Option<JobEnded> {
+    timeout(LAST_WORDS, follow::follow(address, events, screen)).await.ok()?.ok()
+}
+
+/// A job that ended well did so whatever became of single workers.
+fn exit_code(ok: bool, children: &[ExitStatus]) -> u8 {
+    match ok {
+        true => 0,
+        false if children.iter().any(|s| s.code() == Some(2)) => 2,
+        false => 1,
+    }
+}

@@ -4,10 +4,10 @@ use crate::{Error, Result};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, WriteMultipart, aws::AmazonS3Builder,
-    local::LocalFileSystem, path::Path,
+    ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig, WriteMultipart,
+    aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
 };
-use std::{ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 /// A prefix in a store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ impl Location {
                     .or_else(|_| std::env::var("AWS_ENDPOINT_URL"))
                     .or_else(|_| std::env::var("AWS_ENDPOINT"))
                     .ok();
-                let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+                let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry());
                 if let Some(e) = &endpoint {
                     builder = builder.with_endpoint(e).with_allow_http(e.starts_with("http://"));
                 }
@@ -205,7 +205,17 @@ impl Location {
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
                 Error::Denied { url, why: text }
             }
+            _ if !self.endpoint.is_empty()
+                && ["error sending request", "Connect"].iter().any(|w| text.contains(w)) =>
+            {
+                Error::Unreachable { url, endpoint: self.endpoint.clone(), why: text }
+            }
             source => Error::Store { url, source },
         }
     }
+}
+
+/// Patient enough for a server that restarts, short enough that a wrong endpoint is told within seconds.
+fn retry() -> RetryConfig {
+    RetryConfig { max_retries: 6, retry_timeout: Duration::from_secs(60), ..Default::default() }
 }

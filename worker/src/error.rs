@@ -22,6 +22,9 @@ pub enum Error {
     Collective(#[from] collective::Error),
     #[error("compute: {0}")]
     Torch(#[from] tch::TchError),
+    /// A checkpoint is damaged or unfinished; the one before may do.
+    #[error("use the checkpoint {url}: {why}")]
+    Checkpoint { url: String, why: String },
     /// The coordinator does not answer or hung up.
     #[error("reach the coordinator at {address}: {why}")]
     Coordinator { address: String, why: String },
@@ -33,6 +36,11 @@ pub enum Error {
         "finish step {step}: the loss is {loss}, not a number; lower the learning rate or look at clips {clips:?}"
     )]
     NonFinite { step: u64, loss: f64, clips: Vec<String> },
+    /// An evaluation met infinities.
+    #[error(
+        "judge clip {place} of the split: the network's output is not a number; training has diverged: lower the learning rate"
+    )]
+    Output { place: u32 },
     /// The job ended without success.
     #[error("finish the job: {0}")]
     JobFailed(String),
@@ -59,6 +67,7 @@ impl Error {
             Error::Usage(_) | Error::Rejected(_) | Error::Config(_) => 2,
             Error::Storage(e) if e.is_usage() => 2,
             Error::Data(e) if e.is_usage() => 2,
+            Error::Model(e) if e.is_usage() => 2,
             _ => 1,
         }
     }

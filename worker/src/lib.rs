@@ -2,19 +2,23 @@
 //!
 //! [`trainer::run`] is the main line; everything else here serves it.
 
-// pub mod batch;
-// pub mod checkpoint;
+pub mod batch;
+pub mod checkpoint;
 pub mod device;
 pub mod error;
-// pub mod evaluate;
-// pub mod metrics;
-// pub mod optim;
-// pub mod parity;
-// pub mod predict;
-// pub mod schedule;
+pub mod evaluate;
+pub mod metrics;
+pub mod optim;
+pub mod parity;
+pub mod predict;
+pub mod report;
+pub mod restore;
+pub mod schedule;
 pub mod session;
 pub mod store_client;
 pub mod supervise;
-// pub mod trainer;
+pub mod feed;
+pub mod state;
+pub mod trainer;
 
 pub use error::{Error, Result};

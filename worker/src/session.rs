@@ -3,15 +3,17 @@
 //! The trainer thread is synchronous; two tasks on the runtime carry its messages.
 
 use crate::{Error, Result};
+use collective::{Aborter, Group};
 use proto::v1::{
     self, CheckpointShard, Directive, Hello, WorkerMessage, coordinator_client::CoordinatorClient, directive,
     worker_message::Kind,
 };
 use std::{
+    net::{ToSocketAddrs, UdpSocket},
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+        mpsc::{self as std_mpsc, Receiver, RecvTimeoutError, Sender},
     },
     time::Duration,
 };
@@ -56,6 +58,11 @@ impl Progress {
         self.ticks.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Steps done.
+    pub fn step(&self) -> u64 {
+        self.step.load(Ordering::Relaxed)
+    }
+
     fn beat(&self) -> v1::Beat {
         v1::Beat {
             generation: self.generation.load(Ordering::Relaxed),
@@ -71,7 +78,9 @@ impl Progress {
 pub async fn connect(address: &str) -> Result<Channel> {
     let url = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
     let endpoint = Endpoint::from_shared(url)
-        .map_err(|e| Error::Usage(format!("understand the coordinator's address {address:?}: {e}; write host:port")))?
+        .map_err(|e| {
+            Error::Usage(format!("understand the coordinator's address {address:?}: {e}; write host:port"))
+        })?
         .connect_timeout(Duration::from_secs(10))
         .http2_keep_alive_interval(Duration::from_secs(5))
         .keep_alive_timeout(Duration::from_secs(10))
@@ -82,7 +91,11 @@ pub async fn connect(address: &str) -> Result<Channel> {
 /// What the worker needs to know before it can join.
 pub async fn get_job(channel: Channel, address: &str) -> Result<v1::Job> {
     let request = v1::GetJobRequest { protocol_version: proto::PROTOCOL_VERSION };
-    let job = CoordinatorClient::new(channel).get_job(request).await.map_err(|s| refusal(address, &s))?.into_inner();
+    let job = CoordinatorClient::new(channel)
+        .get_job(request)
+        .await
+        .map_err(|s| refusal(address, &s))?
+        .into_inner();
     if job.protocol_version != proto::PROTOCOL_VERSION {
         return Err(Error::Rejected(format!(
             "the coordinator speaks protocol {}, this worker {}; run the same version of Marey on every host",
@@ -93,6 +106,18 @@ pub async fn get_job(channel: Channel, address: &str) -> Result<v1::Job> {
     Ok(job)
 }
 
+/// This host's address on the way to the coordinator: what the collectives listen on. No packet is sent.
+pub fn local_address(coordinator: &str) -> Result<String> {
+    let host = coordinator.split_once("://").map_or(coordinator, |(_, rest)| rest);
+    let fail = |e: std::io::Error| Error::Coordinator { address: coordinator.into(), why: e.to_string() };
+    let to = host.to_socket_addrs().map_err(fail)?.next();
+    let to = to.ok_or_else(|| fail(std::io::Error::other("the name has no address")))?;
+    let from = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(from).map_err(fail)?;
+    socket.connect(to).map_err(fail)?;
+    Ok(socket.local_addr().map_err(fail)?.ip().to_string())
+}
+
 /// The open stream.
 pub struct Session {
     outgoing: mpsc::UnboundedSender<WorkerMessage>,
@@ -100,13 +125,14 @@ pub struct Session {
     progress: Arc<Progress>,
     committed: Option<u64>,
     next: Option<Assignment>,
+    group: Arc<Mutex<Option<Aborter>>>,
 }
 
 impl Session {
     /// Says hello and starts the two tasks.
     pub fn open(runtime: &Handle, channel: Channel, address: &str, hello: Hello) -> Result<Self> {
         let (outgoing, messages) = mpsc::unbounded_channel();
-        let (to_trainer, incoming) = channel();
+        let (to_trainer, incoming) = std_mpsc::channel();
         let progress = Arc::new(Progress::default());
         progress.at("joining", 0, 0, 0);
         // The receiver is alive: it was just made.
@@ -115,9 +141,15 @@ impl Session {
             .block_on(CoordinatorClient::new(channel).session(UnboundedReceiverStream::new(messages)))
             .map_err(|s| refusal(address, &s))?
             .into_inner();
-        runtime.spawn(read_directives(stream, to_trainer, address.to_string()));
+        let group = Arc::new(Mutex::new(None));
+        runtime.spawn(read_directives(stream, to_trainer, address.to_string(), group.clone()));
         runtime.spawn(send_beats(outgoing.clone(), progress.clone()));
-        Ok(Self { outgoing, incoming, progress, committed: None, next: None })
+        Ok(Self { outgoing, incoming, progress, committed: None, next: None, group })
+    }
+
+    /// The group to abort when the coordinator stops the generation while the trainer waits inside a collective.
+    pub fn watch_over(&self, group: &Group) {
+        *self.group.lock().unwrap_or_else(|e| e.into_inner()) = Some(group.aborter());
     }
 
     /// Where the trainer says what it does.
@@ -135,6 +167,11 @@ impl Session {
         let text = text.into();
         tracing::info!("{text}");
         self.send(Kind::Log(v1::Log { level: level.into(), text }));
+    }
+
+    /// Waits until the coordinator hung up or `patience` ran out: the last reports are through.
+    pub fn flush(&mut self, patience: Duration) {
+        while let Ok(Ok(_)) = self.incoming.recv_timeout(patience) {}
     }
 
     /// A sender for the upload task.
@@ -196,7 +233,10 @@ impl Session {
             match received {
                 Err(RecvTimeoutError::Timeout) => return Ok(None),
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(Error::Coordinator { address: String::new(), why: "the session is closed".into() });
+                    return Err(Error::Coordinator {
+                        address: String::new(),
+                        why: "the session is closed".into(),
+                    });
                 }
                 Ok(Err(e)) => return Err(e),
                 Ok(Ok(directive::Kind::Assigned(a))) => self.next = Some(assignment(a)?),
@@ -218,7 +258,10 @@ impl Session {
 
 fn assignment(a: v1::Assigned) -> Result<Assignment> {
     if a.rank >= a.world_size || a.members.len() != a.world_size as usize {
-        return Err(Error::Rejected(format!("the assignment of rank {} of {} makes no sense", a.rank, a.world_size)));
+        return Err(Error::Rejected(format!(
+            "the assignment of rank {} of {} makes no sense",
+            a.rank, a.world_size
+        )));
     }
     Ok(Assignment {
         generation: a.generation,
@@ -232,15 +275,24 @@ async fn read_directives(
     mut stream: tonic::Streaming<Directive>,
     to_trainer: Sender<Result<directive::Kind>>,
     address: String,
+    group: Arc<Mutex<Option<Aborter>>>,
 ) {
     loop {
         let item = match stream.message().await {
             Ok(Some(Directive { kind: Some(kind) })) => Ok(kind),
             Ok(Some(Directive { kind: None })) => continue,
-            Ok(None) => Err(Error::Coordinator { address: address.clone(), why: "it closed the session".into() }),
+            Ok(None) => {
+                Err(Error::Coordinator { address: address.clone(), why: "it closed the session".into() })
+            }
             Err(s) => Err(refusal(&address, &s)),
         };
         let over = item.is_err();
+        if over || matches!(item, Ok(directive::Kind::Stop(_))) {
+            let aborter = group.lock().unwrap_or_else(|e| e.into_inner()).take();
+            if let Some(Err(e)) = aborter.map(|a| a.abort()) {
+                tracing::debug!("failed to {e}");
+            }
+        }
         if to_trainer.send(item).is_err() || over {
             return;
         }

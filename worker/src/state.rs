@@ -1,24 +1,17 @@
 //! What a checkpoint holds and a generation shares: weights, optimizer state, position.
 
-use crate::{Result, checkpoint::load::Loaded, optim::Optimizer};
+use crate::{
+    Error, Result,
+    checkpoint::{layout::Place, load::Loaded},
+    optim::Optimizer,
+};
 use collective::Group;
 use configs::{Checkpoint, Config};
 use models::{Model, Named, Role};
 use shards::format::Dataset;
 use tch::{Device, Tensor};
 
-/// Where a run stands: everything else about the order of clips follows from it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Position {
-    /// Epochs completed.
-    pub epoch: u64,
-    /// Steps completed inside the current epoch.
-    pub step_in_epoch: u64,
-    /// Steps completed since the start of the job.
-    pub step: u64,
-}
-
-impl Position {
+impl Place {
     /// One step further.
     pub fn advance(&mut self, steps_per_epoch: u64) {
         self.step += 1;
@@ -68,14 +61,20 @@ impl State {
     }
 
     /// Takes over a checkpoint, if it is one of this model, these labels and this dataset.
-    pub fn load(&mut self, config: &Config, dataset: &Dataset, loaded: Loaded) -> Result<Position> {
-        loaded.check_model(&config.model, &dataset.manifest.labels)?;
-        loaded.check_dataset(&dataset.digest)?;
-        let position = loaded.position();
-        let (model, optimizer) = loaded.into_tensors();
+    pub fn load(&mut self, config: &Config, dataset: &Dataset, loaded: Loaded) -> Result<Place> {
+        let labels = &dataset.manifest.labels;
+        loaded.check_model(&config.model, labels.len())?;
+        loaded.check_labels(labels)?;
+        if loaded.header.dataset_digest != dataset.digest {
+            return Err(Error::Usage(format!(
+                "resume from {}: it was trained on dataset {}, and {} is dataset {}; start a new run",
+                loaded.url, loaded.header.dataset_digest, config.data.url, dataset.digest
+            )));
+        }
+        let (header, model, optimizer) = loaded.into_parts();
         self.model.load(model)?;
         self.optimizer.load(optimizer)?;
-        Ok(position)
+        Ok(header.place())
     }
 
     /// The leaves that gradients belong to, in a fixed order.
@@ -88,11 +87,13 @@ impl State {
         self.of(|n| matches!(n.role, Role::Buffer))
     }
 
-    /// Everything, in the same order on every rank.
-    pub fn all_tensors(&self) -> Vec<Tensor> {
-        let mut all = self.of(|_| true);
-        all.extend(self.optimizer.state().into_iter().map(|(_, t)| t));
-        all.iter().map(|t| t.detach()).collect()
+    /// Every rank takes rank 0's weights, statistics and optimizer state.
+    pub fn broadcast(&mut self, group: &Group) -> Result<()> {
+        let optimizer = self.optimizer.state();
+        let mut all: Vec<Tensor> = self.of(|_| true).iter().map(|t| t.detach()).collect();
+        all.extend(optimizer.iter().map(|(_, t)| t.shallow_clone()));
+        group.broadcast_all(&all, 0)?;
+        self.optimizer.load(optimizer.into_iter().collect())
     }
 
     fn of(&self, wanted: impl Fn(&Named) -> bool) -> Vec<Tensor> {
@@ -106,11 +107,11 @@ mod tests {
 
     #[test]
     fn position_rolls_over_at_the_end_of_an_epoch() {
-        let mut p = Position::default();
+        let mut p = Place::default();
         for _ in 0..7 {
             p.advance(3);
         }
-        assert_eq!(p, Position { epoch: 2, step_in_epoch: 1, step: 7 });
+        assert_eq!(p, Place { epoch: 2, step_in_epoch: 1, step: 7 });
         let every = |n| Checkpoint { every_steps: n, keep: 1 };
         assert!(p.is_due(&every(Some(7))) && !p.is_due(&every(Some(2))) && !p.is_due(&every(None)));
     }

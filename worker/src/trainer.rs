@@ -6,19 +6,26 @@
 use crate::{
     Error, Result,
     batch::Normalise,
-    checkpoint::{load, save},
+    checkpoint::{
+        layout::{Header, Place},
+        load, save,
+    },
     device::Device,
-    evaluate, schedule,
+    evaluate,
+    feed::Feed,
+    schedule,
     session::{self, Assignment, Session},
-    state::{Position, State},
+    state::State,
     store_client::StoreOverGrpc,
-    stream,
 };
 use collective::{Autocast, Backend, Group, ReduceOp, Reducer, ReducerOptions, Store};
 use configs::{Config, Precision};
 use proto::v1::{self, worker_message::Kind as Message};
 use shards::{format::Dataset, stream::Batch};
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use storage::Location;
 use tch::{Kind, Tensor};
 use tokio::{runtime::Runtime, task::JoinHandle};
@@ -59,9 +66,14 @@ pub fn run(options: TrainerOptions) -> Result<()> {
             Err(e) => {
                 let step = session.progress().step();
                 let fatal = !e.is_rejoin();
-                session.send(Message::Failed(v1::StepFailed { generation, step, error: e.to_string(), fatal }));
+                session.send(Message::Failed(v1::StepFailed {
+                    generation,
+                    step,
+                    error: e.to_string(),
+                    fatal,
+                }));
                 if fatal {
-                    session.flush(&job.runtime);
+                    session.flush(Duration::from_secs(2));
                     return Err(e);
                 }
                 tracing::warn!("step {step} of generation {generation} is given up: failed to {e}");
@@ -70,6 +82,24 @@ pub fn run(options: TrainerOptions) -> Result<()> {
         }
     }
     Ok(())
+}
+
+impl Job {
+    fn feed(&self) -> Feed<'_> {
+        let threads = self.options.threads;
+        Feed { config: &self.config, dataset: &self.dataset, runtime: self.runtime.handle(), threads }
+    }
+
+    /// The names of a batch's clips.
+    fn clip_ids(&self, batch: &Batch) -> Vec<String> {
+        let split = self.dataset.clips_of(&self.config.data.train_split).unwrap_or_default();
+        let name = |place: &u32| split.get(*place as usize).map(|c| self.dataset.clip(*c).clip_id.clone());
+        batch.clips.iter().filter_map(name).collect()
+    }
+
+    fn short_epoch(&self, at: Place) -> Error {
+        Error::Usage(format!("read the batch of step {}: the stream ended before the job", at.step + 1))
+    }
 }
 
 fn join(options: TrainerOptions) -> Result<(Job, Session)> {
@@ -85,7 +115,10 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
         Ok::<_, Error>((channel, job))
     })?;
     let config = Config::parse("the coordinator's configuration", &job.config_toml, &[])?;
-    let dataset = Arc::new(runtime.block_on(async { Dataset::open(&Location::parse(&config.data.url)?).await.map_err(Error::from) })?);
+    let dataset =
+        Arc::new(runtime.block_on(async {
+            Dataset::open(&Location::parse(&config.data.url)?).await.map_err(Error::from)
+        })?);
     let hello = v1::Hello {
         protocol_version: proto::PROTOCOL_VERSION,
         worker: worker_name(options.device),
@@ -112,21 +145,32 @@ fn train_generation(job: &Job, session: &mut Session, at: Assignment) -> Result<
     };
     let group = Group::new(&store, &format!("g{}/", at.generation), at.rank, at.world, backend, timeout)?;
 
+    session.watch_over(&group);
     progress.at("loading", at.generation, 0, 0);
     let device = job.options.device.torch();
     let mut state = State::new(&job.config, &job.dataset.manifest.labels, device)?;
     let position = restore(job, session, &at, &group, &mut state)?;
     let params: Vec<Tensor> = state.parameters();
     let reducer = Reducer::new(&params, &group, ReducerOptions::default())?;
-    let mut generation =
-        Generation { job, session, at, group, reducer, state, position, upload: None, normalise: Normalise::new(&job.config, device) };
+    let mut generation = Generation {
+        job,
+        session,
+        at,
+        group,
+        reducer,
+        state,
+        position,
+        upload: None,
+        saved: None,
+        normalise: Normalise::new(&job.config, device),
+    };
     generation.warm_up()?;
     generation.train()
 }
 
 /// Rank 0 reads the newest whole checkpoint; the group gets position and tensors from it.
-fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: &mut State) -> Result<Position> {
-    let mut position = Position::default();
+fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: &mut State) -> Result<Place> {
+    let mut position = Place::default();
     if at.rank == 0 {
         let loaded = job.runtime.block_on(load::load_best(&job.run, |text| session.log("warn", text)))?;
         if let Some(loaded) = loaded {
@@ -135,7 +179,7 @@ fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: 
         }
     }
     position.broadcast(group, job.options.device.torch())?;
-    group.broadcast_all(&state.all_tensors(), 0)?;
+    state.broadcast(group)?;
     Ok(position)
 }
 
@@ -147,8 +191,10 @@ struct Generation<'a> {
     group: Group,
     reducer: Reducer,
     state: State,
-    position: Position,
+    position: Place,
     upload: Option<JoinHandle<Result<()>>>,
+    /// The last step that this generation wrote a checkpoint of.
+    saved: Option<u64>,
     normalise: Normalise,
 }
 
@@ -161,15 +207,15 @@ struct StepTotals {
 impl Generation<'_> {
     fn train(&mut self) -> Result<()> {
         let (config, at) = (&self.job.config, self.at.clone());
-        let plan = stream::plan(config, &self.job.dataset)?;
-        let per_epoch = plan.steps_per_epoch();
-        let total = stream::total_steps(config, per_epoch);
-        let mut batches = stream::train(self.job, &plan, &at, self.position, total)?;
+        let feed = self.job.feed();
+        let plan = feed.plan()?;
+        let (per_epoch, total) = (plan.steps_per_epoch(), feed.total_steps(&plan));
+        let mut batches = feed.train(&plan, &at, self.position, total)?;
         while self.position.step < total {
             let began = now();
             self.session.check(at.generation)?;
             self.session.progress().at("training", at.generation, self.position.epoch, self.position.step);
-            let batch = batches.next()?.ok_or_else(|| stream::ended_early(self.position.step))?;
+            let batch = batches.next()?.ok_or_else(|| self.job.short_epoch(self.position))?;
 
             self.reducer.zero_grad()?;
             tch::manual_seed(step_seed(config.seed, self.position.step, at.rank));
@@ -178,7 +224,8 @@ impl Generation<'_> {
             let totals = self.vote(&batch, loss, correct)?;
             let exchange = voted.elapsed();
             let fraction = self.position.step as f64 / per_epoch as f64;
-            let lr = schedule::lr(&config.schedule, config.optimizer.lr(), config.train.epochs as f64, fraction);
+            let lr =
+                schedule::lr(&config.schedule, config.optimizer.lr(), config.train.epochs as f64, fraction);
             self.state.optimizer.step(lr)?;
             self.position.advance(per_epoch);
 
@@ -209,7 +256,7 @@ impl Generation<'_> {
         let labels = Tensor::from_slice(&batch.labels).f_to_device(device)?;
         let logits = self.forward(&clips, true)?.f_to_kind(Kind::Float)?;
         let loss = logits.f_cross_entropy_loss::<Tensor>(&labels, None, tch::Reduction::Sum, -100, 0.0)?;
-        (&loss * scale).f_backward()?;
+        collective::backward(&(&loss * scale))?;
         let correct = logits.f_argmax(1, false)?.f_eq_tensor(&labels)?.f_sum(Kind::Float)?;
         Ok((loss.f_double_value(&[])?, correct.f_double_value(&[])?))
     }
@@ -220,25 +267,14 @@ impl Generation<'_> {
             Precision::Bf16 => Some(Autocast::bf16(device)?),
             Precision::Fp32 => None,
         };
-        let mut failed = None;
-        let logits = self.reducer.forward(|| {
-            self.state.model.forward(clips, train).unwrap_or_else(|e| {
-                failed = Some(e);
-                Tensor::new()
-            })
-        })?;
-        match failed {
-            Some(e) => Err(e.into()),
-            None => Ok(logits),
-        }
+        self.reducer.try_forward(|| self.state.model.forward(clips, train).map_err(Error::from))
     }
 
     /// A backward pass whose gradients are all zero. In eval mode, so that no running statistic moves.
     fn zero_backward(&self) -> Result<()> {
         let clips = self.normalise.zeros(1)?;
         let logits = self.forward(&clips, false)?;
-        (logits.f_to_kind(Kind::Float)?.f_sum(Kind::Float)? * 0.0).f_backward()?;
-        Ok(())
+        Ok(collective::backward(&(logits.f_to_kind(Kind::Float)?.f_sum(Kind::Float)? * 0.0))?)
     }
 
     /// The reducer lays its buckets out anew after its first backward pass. Doing that before the
@@ -254,19 +290,32 @@ impl Generation<'_> {
     fn vote(&self, batch: &Batch, loss: f64, correct: f64) -> Result<StepTotals> {
         let device = self.job.options.device.torch();
         let bad = if loss.is_finite() { 0.0 } else { 1.0 };
-        let sums = Tensor::from_slice(&[if bad == 0.0 { loss } else { 0.0 }, correct, bad]).f_to_device(device)?;
+        let sums =
+            Tensor::from_slice(&[if bad == 0.0 { loss } else { 0.0 }, correct, bad]).f_to_device(device)?;
         self.group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
         let sums = Vec::<f64>::try_from(&sums.f_to_device(tch::Device::Cpu)?)?;
         if sums[2] > 0.0 {
-            let clips = batch.clips.iter().map(|c| self.job.clip_id(*c)).collect();
-            return Err(Error::NonFinite { step: self.position.step + 1, loss, clips });
+            return Err(Error::NonFinite {
+                step: self.position.step + 1,
+                loss,
+                clips: self.job.clip_ids(batch),
+            });
         }
         let n = batch.global_clips as f64;
         Ok(StepTotals { loss: sums[0] / n, correct: sums[1] / n })
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn report(&self, batch: &Batch, totals: &StepTotals, lr: f64, per_epoch: u64, total: u64, began: Instant, exchange: std::time::Duration) {
+    fn report(
+        &self,
+        batch: &Batch,
+        totals: &StepTotals,
+        lr: f64,
+        per_epoch: u64,
+        total: u64,
+        began: Instant,
+        exchange: Duration,
+    ) {
         if self.at.rank != 0 {
             return;
         }
@@ -297,7 +346,14 @@ impl Generation<'_> {
         let progress = self.session.progress().clone();
         progress.at("evaluating", self.at.generation, self.position.epoch, self.position.step);
         self.group.broadcast_all(&self.state.buffers(), 0)?;
-        let tally = evaluate::run(&self.state.model, &stream::eval_setup(self.job, &self.at)?, || progress.tick())?;
+        let Some(stream) = self.job.feed().eval(&self.at)? else { return Ok(()) };
+        let tally = evaluate::run(
+            &self.state.model,
+            stream,
+            &self.normalise,
+            self.job.config.train.precision,
+            || progress.tick(),
+        )?;
         let tally = tally.all_reduce(&self.group, self.job.options.device.torch())?;
         if self.at.rank == 0 && tally.clips() > 0 {
             self.session.send(Message::Eval(v1::EvalReport {
@@ -318,7 +374,19 @@ impl Generation<'_> {
     fn checkpoint(&mut self) -> Result<()> {
         self.wait_upload()?;
         self.session.progress().at("saving", self.at.generation, self.position.epoch, self.position.step);
-        let snapshot = save::snapshot(&self.state, &self.job.config, &self.job.dataset, self.position, &self.at)?;
+        let (job, at) = (self.job, &self.at);
+        let labels = &job.dataset.manifest.labels;
+        let header = Header::new(
+            &job.config,
+            labels,
+            &job.dataset.digest,
+            self.position,
+            at.world as u32,
+            at.generation,
+        )?;
+        let snapshot =
+            save::snapshot(&self.state.model, &self.state.optimizer.state(), header, at.rank as u32)?;
+        self.saved = Some(self.position.step);
         let (run, send) = (self.job.run.clone(), self.session.shard_sender());
         self.upload = Some(self.job.runtime.spawn(async move {
             send(snapshot.upload(&run).await?);
@@ -329,18 +397,50 @@ impl Generation<'_> {
 
     fn wait_upload(&mut self) -> Result<()> {
         match self.upload.take() {
-            Some(upload) => {
-                self.job.runtime.block_on(upload).map_err(|e| Error::Usage(format!("finish an upload: {e}")))?
-            }
+            Some(upload) => self
+                .job
+                .runtime
+                .block_on(upload)
+                .map_err(|e| Error::Usage(format!("finish an upload: {e}")))?,
             None => Ok(()),
         }
     }
 
     fn finish(&mut self, total: u64) -> Result<()> {
         self.wait_upload()?;
-        self.session.wait_committed(total)?;
+        if let Some(step) = self.saved {
+            self.session.wait_committed(step)?;
+        }
         self.session.progress().at("waiting", self.at.generation, self.position.epoch, total);
         self.session.send(Message::Finished(v1::Finished { generation: self.at.generation, step: total }));
         Ok(())
     }
+}
+
+/// Seeds dropout and drop-path: the same for the same step and rank, however often it is repeated.
+fn step_seed(seed: u64, step: u64, rank: usize) -> i64 {
+    let mut x =
+        seed ^ step.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (rank as u64).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((x ^ (x >> 31)) >> 1) as i64
+}
+
+/// Unique in the job, and telling: host-pid-device.
+fn worker_name(device: Device) -> String {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    format!("{host}-{}-{device}", std::process::id())
+}
+
+/// The most resident memory this process ever had, bytes; Linux only.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|k| k * 1024)
+}
+
+/// The one reader of the clock here: for reports only.
+#[allow(clippy::disallowed_methods)]
+fn now() -> Instant {
+    Instant::now()
 }

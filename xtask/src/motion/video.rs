@@ -129,6 +129,8 @@ fn write_packets(
     let mut packet = Packet::empty();
     while video.receive_packet(&mut packet).is_ok() {
         packet.set_stream(0);
+        // Without it the container ends the video before its last frame.
+        packet.set_duration(1);
         packet.rescale_ts(Rational(1, FRAMES_A_SECOND), written);
         packet.write_interleaved(output)?;
     }

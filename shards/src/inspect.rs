@@ -267,7 +267,7 @@ fn counted(names: impl Iterator<Item = String>) -> Vec<Count> {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     names.for_each(|n| *counts.entry(n).or_default() += 1);
     let mut all: Vec<Count> = counts.into_iter().map(|(name, clips)| Count { name, clips }).collect();
-    all.sort_by(|a, b| b.clips.cmp(&a.clips));
+    all.sort_by_key(|c| std::cmp::Reverse(c.clips));
     all
 }
 

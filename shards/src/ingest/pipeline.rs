@@ -22,10 +22,13 @@ const CLIPS_WAITING: usize = 1;
 #[derive(Debug)]
 pub enum Event {
     /// A clip of the input at that place.
-    Clip(u64, NewClip),
+    Clip(u64, Box<NewClip>),
     /// The next input is through; what the ledger says of it.
     Done(Vec<LedgerEntry>),
 }
+
+/// An input's place, and the clips that come of it.
+type Queue = (u64, Receiver<Event>);
 
 /// Decodes `inputs` from `start` on with `jobs` threads and calls `consume` in order, on this thread.
 ///
@@ -39,7 +42,7 @@ pub fn run(
     consume: &mut dyn FnMut(Event) -> Result<()>,
 ) -> Result<()> {
     let jobs = jobs.max(1);
-    let (line_in, line) = sync_channel::<(u64, Receiver<Event>)>(jobs / 2 + 1);
+    let (line_in, line) = sync_channel::<Queue>(jobs / 2 + 1);
     let door = Mutex::new((start.input, line_in));
     std::thread::scope(|scope| {
         for _ in 0..jobs {
@@ -65,12 +68,7 @@ pub fn run(
 }
 
 /// Takes inputs until there are none, or nobody wants more.
-fn work(
-    inputs: &[Input],
-    options: &Options,
-    start: Position,
-    door: &Mutex<(u64, SyncSender<(u64, Receiver<Event>)>)>,
-) {
+fn work(inputs: &[Input], options: &Options, start: Position, door: &Mutex<(u64, SyncSender<Queue>)>) {
     loop {
         let (place, queue) = {
             let Ok(mut door) = door.lock() else { return };
@@ -89,7 +87,7 @@ fn work(
         let first = if place == start.input { start.piece } else { 0 };
         let mut wanted = true;
         let ledger = ingest_video(&inputs[place as usize], options, first, &mut |clip| {
-            wanted = queue.send(Event::Clip(place, clip)).is_ok();
+            wanted = queue.send(Event::Clip(place, Box::new(clip))).is_ok();
             wanted
         });
         if !wanted || queue.send(Event::Done(ledger)).is_err() {

@@ -80,9 +80,15 @@ impl Error {
     }
 }
 
-/// libtorch appends its stack; people need the line before it.
+/// The line that people need: without the stack that libtorch appends, the source line that Gloo
+/// puts in front and its advice behind.
 fn first_line(text: &str) -> String {
-    text.lines().map(str::trim).find(|l| !l.is_empty()).unwrap_or("no reason was given").to_string()
+    let line = text.lines().map(str::trim).find(|l| !l.is_empty()).unwrap_or("no reason was given");
+    let line = match line.split_once("] ") {
+        Some((at, rest)) if at.starts_with("[/") => rest,
+        _ => line,
+    };
+    line.split(". This is typically caused by").next().unwrap_or(line).to_string()
 }
 
 #[cfg(test)]
@@ -98,7 +104,7 @@ mod tests {
         assert!(matches!(&gone, Error::Peer { .. }) && gone.is_peer());
         assert_eq!(
             gone.to_string(),
-            "all-reduce: a peer is gone or late ([/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1)"
+            "all-reduce: a peer is gone or late (Connection closed by peer [127.0.0.1]:1)"
         );
         assert!(matches!(of("peer: NCCL communicator was lost"), Error::Peer { .. }));
         assert!(matches!(of("store: wait: timed out after 2s waiting for rank 1"), Error::Peer { .. }));

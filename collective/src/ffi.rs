@@ -1,4 +1,5 @@
 //! The bridge between Rust and the C++ shim in `cpp/`.
+#![allow(clippy::too_many_arguments)] // of the kernels
 
 use crate::store::Keys;
 

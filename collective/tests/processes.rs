@@ -4,7 +4,9 @@
 
 mod support;
 
-use collective::{Error, Group, KeyValue, MemoryStore, ReduceOp, Reducer, ReducerOptions, Sgd, backward, fused_sgd};
+use collective::{
+    Error, Group, KeyValue, MemoryStore, ReduceOp, Reducer, ReducerOptions, Sgd, backward, fused_sgd,
+};
 use std::{
     process::{Child, Command},
     sync::Arc,
@@ -77,7 +79,8 @@ fn gradients_of_two_and_three_ranks_equal_those_of_one() {
     }
     for world in [2, 3] {
         let server = serve(Arc::new(MemoryStore::new()));
-        let children: Vec<Child> = (0..world).map(|r| spawn(name, &format!("{r}/{world}"), &server)).collect();
+        let children: Vec<Child> =
+            (0..world).map(|r| spawn(name, &format!("{r}/{world}"), &server)).collect();
         for (rank, mut child) in children.into_iter().enumerate() {
             assert!(child.wait().unwrap().success(), "rank {rank} of {world} failed");
         }

@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used)]
 
 use collective::{
-    AdamW, Autocast, Error, Sgd, channels_last_3d, channels_last_3d_, fused_adamw, fused_sgd, init, keep_pages, load_cuda,
+    AdamW, Autocast, Error, Sgd, channels_last_3d, channels_last_3d_, fused_adamw, fused_sgd, init,
+    keep_pages, load_cuda,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -173,7 +174,10 @@ fn without_a_gpu_cuda_is_an_error_that_says_what_to_do() {
         Ok(gpus) => assert!(gpus > 0),
         Err(e) => {
             assert!(matches!(e, Error::Cuda { .. }), "{e}");
-            assert!(e.to_string().starts_with("use CUDA: ") && e.to_string().contains("use cpu devices"), "{e}");
+            assert!(
+                e.to_string().starts_with("use CUDA: ") && e.to_string().contains("use cpu devices"),
+                "{e}"
+            );
         }
     }
 }

@@ -3,6 +3,7 @@
 // libtorch_cpu.so, and we hold shared_ptrs to them and call functions that it exports.
 #pragma once
 #include <chrono>
+#include <exception>
 #include <memory>
 #include <string>
 namespace gloo {
@@ -18,7 +19,7 @@ namespace tcp {
 class Pair {
  public:
   Pair() = delete;
-  void signalExceptionExternal(const std::string& why);
+  std::exception_ptr signalExceptionExternal(const std::string& why);
 };
 } // namespace tcp
 } // namespace transport

@@ -68,7 +68,7 @@ fn sizes_that_do_not_fit_are_named() {
         (&["data.lanes=0"], "data.lanes", "greater than 0"),
         (&["data.frames=15"], "data.frames", "15 frames are not a multiple of model.alpha = 4"),
         (&["data.augment.crop=80"], "data.augment.scale", "at least the crop, 80"),
-        (&["data.eval.crop=80"], "data.eval.short_side", "64 is smaller than the crop, 80"),
+        (&["data.eval.crop=80"], "data.eval.short_side", "72 is smaller than the crop, 80"),
         (&["data.augment.flip=1.5"], "data.augment.flip", "between 0 and 1"),
         (&["data.std=[0.2, 0.0, 0.2]"], "data.std", "greater than 0"),
         (&["data.fps=-1.0"], "data.fps", "greater than 0"),

@@ -3,6 +3,7 @@
 //! A library as well as a program, so that the end-to-end tests use the same videos and the same
 //! server as the demo.
 
+pub mod demo;
 pub mod motion;
 pub mod s3;
 pub mod tidy;

@@ -16,6 +16,12 @@ struct Args {
 enum Task {
     /// Check layering, file sizes, module comments and the paths that the documents name.
     Tidy,
+    /// Show the whole of Marey on this machine: videos, S3, training, a kill, a resume, a report.
+    Demo {
+        /// Twice the clips, three times the epochs.
+        #[arg(long)]
+        long: bool,
+    },
     /// Make a labelled set of H.264 videos from the real sample videos: a window moves over a still
     /// frame with one of 12 known camera motions.
     MotionVideos {
@@ -49,6 +55,7 @@ fn main() {
 fn run(args: Args) -> Result<()> {
     match args.task {
         Task::Tidy => tidy(),
+        Task::Demo { long } => xtask::demo::run(long),
         Task::MotionVideos { out, train, val, size, frames, seed } => {
             motion::write_set(&out, &motion::Spec { train, val, size, frames, seed })
         }

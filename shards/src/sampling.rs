@@ -102,7 +102,8 @@ impl ClipSpec {
         let last = f64::from(clip.num_frames.saturating_sub(1));
         let span = self.span(clip);
         let start = (f64::from(clip.num_frames) - span).max(0.0) * at;
-        let step = if self.frames > 1 { (span - 1.0) / f64::from(self.frames - 1) } else { 0.0 };
+        // A window shorter than one frame shows that frame again and again.
+        let step = (span - 1.0).max(0.0) / f64::from(self.frames.max(2) - 1);
         let index = |i: u32| {
             let i = if self.single_frame { 0 } else { i };
             (start + step * f64::from(i)).clamp(0.0, last) as u32

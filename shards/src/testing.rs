@@ -4,6 +4,7 @@ use crate::format::{
     ClipMeta, Codec, DataFile, FORMAT, MANIFEST_KEY, Manifest, ObjectRef, PayloadBuilder, Totals, VERSION,
     encode_index, run_count,
 };
+use crate::writer::{DataFileWriter, FinishedFile};
 use std::collections::BTreeMap;
 use std::path::Path;
 use storage::{Location, sha256_hex};
@@ -49,10 +50,9 @@ pub(crate) fn encode_jpeg(rgb: &[u8], width: u32, height: u32) -> Vec<u8> {
 }
 
 /// Writes a dataset of clips of (frames, width, height): every fifth is in "val", the label is the
-/// clip's number mod 4, every seventh has none. Two data files, whose clips have gaps between them.
+/// clip's number mod 4, every seventh has none. Two data files.
 pub(crate) fn write_dataset(folder: &Path, codec: Codec, clips: &[(u32, u32, u32)]) -> Location {
-    let mut files = [vec![b'P'; 4], vec![b'P'; 4]];
-    let mut rows: Vec<ClipMeta> = Vec::new();
+    let mut files = [DataFileWriter::new().unwrap(), DataFileWriter::new().unwrap()];
     let mut splits: BTreeMap<String, u64> = BTreeMap::new();
     for (i, &(frames, width, height)) in clips.iter().enumerate() {
         let mut builder = PayloadBuilder::default();
@@ -63,35 +63,31 @@ pub(crate) fn write_dataset(folder: &Path, codec: Codec, clips: &[(u32, u32, u32
                 Codec::Jpeg => builder.push(&encode_jpeg(&rgb, width, height)),
             }
         }
-        let payload = builder.finish();
         let split = if i % 5 == 4 { "val" } else { "train" };
         *splits.entry(split.into()).or_default() += 1;
         let label = (i % 7 != 6).then_some(i as i32 % 4);
-        let file = &mut files[i % 2];
-        rows.push(ClipMeta {
+        let meta = ClipMeta {
             clip_id: format!("clip-{i:03}"),
             label,
             labels: label.into_iter().collect(),
             split: split.into(),
             file: (i % 2) as u32,
-            offset: file.len() as u64,
-            bytes: payload.bytes.len() as u64,
-            run_offsets: payload.run_offsets,
-            run_crcs: payload.run_crcs,
             ..clip_meta(frames, width, height, 25.0)
-        });
-        file.extend_from_slice(&payload.bytes);
-        file.extend_from_slice(b"gap");
+        };
+        files[i % 2].push(meta, builder.finish()).unwrap();
     }
+    let files = files.map(|file| file.finish().unwrap());
+    let mut rows: Vec<ClipMeta> = files.iter().flat_map(|f| f.rows.clone()).collect();
+    rows.sort_by(|a, b| a.clip_id.cmp(&b.clip_id));
     let put = |key: &str, bytes: &[u8]| {
         let path = folder.join(key);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, bytes).unwrap();
         ObjectRef { key: key.into(), bytes: bytes.len() as u64, sha256: sha256_hex(bytes) }
     };
-    let data = |(i, bytes): (usize, &Vec<u8>)| {
-        let object = put(&format!("data/test/{i}.parquet"), bytes);
-        let rows = rows.iter().filter(|r| r.file == i as u32).count() as u64;
+    let data = |(i, file): (usize, &FinishedFile)| {
+        let object = put(&format!("data/test/{i}.parquet"), &file.bytes);
+        let rows = file.rows.len() as u64;
         DataFile { key: object.key, bytes: object.bytes, etag: None, sha256: object.sha256, rows }
     };
     let files: Vec<DataFile> = files.iter().enumerate().map(data).collect();

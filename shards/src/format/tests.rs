@@ -86,7 +86,7 @@ fn clips_that_cannot_be_are_refused_in_words() {
     refused(|c| c.num_frames = 0, "clip \"clip-001\": it has no frames");
     refused(|c| c.file = 2, "no file 2");
     refused(|c| c.offset = u64::MAX, "lies beyond");
-    refused(|c| c.bytes += 1000, "lies beyond");
+    refused(|c| c.bytes += 1 << 30, "lies beyond");
     refused(|c| c.bytes -= 1, "cover");
     refused(|c| c.num_frames = 17, "2 runs");
     refused(|c| c.num_frames = 6, "6 raw frames");

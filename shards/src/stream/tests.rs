@@ -89,7 +89,7 @@ fn the_same_bytes_come_whatever_the_threads_and_budget_do() {
         let one = bench.train(bench.pass(), 1, 1 << 30);
         assert_eq!(one.len(), 7);
         assert_eq!(one[0].shape, [8, 6, 16, 16, 3]);
-        assert_eq!(one[0].frames.len(), one[0].shape.iter().product());
+        assert_eq!(one[0].frames.len(), one[0].shape.iter().product::<usize>());
         assert_eq!((one[2].labels.len(), one[2].global_clips), (5, 5), "an epoch's last batch is short");
         assert!(one[0].frames.iter().any(|&b| b != 0));
         assert_eq!(one, bench.train(bench.pass(), 4, 1 << 30));
@@ -202,7 +202,7 @@ fn a_flipped_byte_is_named_by_file_clip_and_run() {
         bench.damage("data/test/0.parquet", |bytes| bytes[at] ^= 1);
         let view = View::Train { crop: 16, scale: Scale::ShortSide { min: 16, max: 16 }, flip: 0.0, seed: 0 };
         let window = ClipSpec { frames: 40, sampling_rate: 1, fps: None, single_frame: false };
-        let pass = TrainPass { clip: window, view, end: 3, ..bench.pass() };
+        let pass = TrainPass { clip: window, view, end: 1, ..bench.pass() };
         let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 1 << 20)).unwrap();
         let e = stream.next().unwrap_err();
         let Error::DamagedClip { file, clip, run, .. } = &e else { panic!("{e}") };
@@ -251,20 +251,6 @@ fn a_file_cut_off_or_gone_is_named() {
 }
 
 #[test]
-fn a_run_that_comes_right_the_second_time_is_used() {
-    let bench = bench(Codec::Raw);
-    let reader = Reader::new(bench.dataset.clone(), 4);
-    let clip = bench.dataset.clips_of("train").unwrap()[7];
-    let meta = bench.dataset.clip(clip).clone();
-    let frames: Vec<u32> = (0..meta.num_frames).collect();
-    let whole = bench.runtime.block_on(reader.fetch(clip, &frames)).unwrap();
-    assert_eq!(whole.len(), meta.run_crcs.len());
-    assert_eq!(reader.stats(), Stats { bytes: meta.bytes, requests: 1, refetches: 0 });
-    assert_eq!(bench.runtime.block_on(reader.fetch(clip, &[0])).unwrap().len(), 1, "only what is needed");
-    assert_eq!(reader.stats().bytes, meta.bytes + meta.run_offsets[1]);
-}
-
-#[test]
 fn a_jpeg_of_another_size_is_an_error_of_its_run() {
     let bench = bench_of(Codec::Jpeg, &[(20, 24, 16); 2]);
     let mut manifest = std::fs::read_to_string(bench.folder.path().join(MANIFEST_KEY)).unwrap();
@@ -304,19 +290,19 @@ fn a_dropped_stream_leaves_nothing_running() {
 
 #[test]
 fn the_budget_bounds_what_waits() {
+    // One batch: 8 clips of 40 x 32x32x3 bytes, stored and shown; the budget holds one and a half.
     let bench = bench_of(Codec::Raw, &[(40, 32, 32); 40]);
-    // One batch: 8 clips of 6x16x16x3 bytes and at most 2 runs of 48 KiB each.
-    let pass = TrainPass { end: 40, ..bench.pass() };
-    let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 1_700_000)).unwrap();
-    let mut taken = 0;
-    while stream.next().unwrap().is_some() {
-        taken += 1;
-        // Until the trainer asks again, at most what fits the budget beside its own batch is fetched:
-        // 36,864 bytes of pixels stay a batch, so the queue is never more than 46 batches ahead.
-        let most = (taken + 47) * 8 * 2 * 49_152;
-        assert!(stream.stats().bytes <= most, "{} > {most}", stream.stats().bytes);
+    let a_batch = 8 * 40 * 32 * 32 * 3;
+    let view = View::Train { crop: 32, scale: Scale::ShortSide { min: 32, max: 32 }, flip: 0.5, seed: 1 };
+    let clip = ClipSpec { frames: 40, sampling_rate: 1, fps: None, single_frame: false };
+    let pass = TrainPass { end: 40, clip, view, ..bench.pass() };
+    let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 3 * a_batch)).unwrap();
+    for taken in 1..=40 {
+        stream.next().unwrap().unwrap();
+        let fetched = stream.stats().bytes;
+        // Whoever holds no budget has fetched nothing: two batches of pixels fill it.
+        assert!(fetched <= (taken + 2) * a_batch, "{fetched} bytes after {taken} batches of {a_batch}");
     }
-    assert_eq!(taken, 40);
 }
 
 #[test]
@@ -338,10 +324,10 @@ fn impossible_passes_are_refused_in_words() {
 #[test]
 #[ignore = "a measurement"]
 fn measure_decoding() {
-    let bench = bench_of(Codec::Jpeg, &[(80, 340, 256); 40]);
+    let bench = bench_of(Codec::Jpeg, &[(80, 340, 256); 10]);
     let clip = ClipSpec { frames: 32, sampling_rate: 2, fps: None, single_frame: false };
     let view = View::Train { crop: 224, scale: Scale::ShortSide { min: 256, max: 320 }, flip: 0.5, seed: 1 };
-    let pass = TrainPass { clip, view, end: 20, ..bench.pass() };
+    let pass = TrainPass { clip, view, end: 25, ..bench.pass() };
     let bytes: u64 = bench.dataset.clips.iter().map(|c| c.bytes).sum();
     let started = now();
     let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 256 << 20)).unwrap();
@@ -353,7 +339,7 @@ fn measure_decoding() {
     let took = started.elapsed().as_secs_f64();
     println!(
         "{clips} clips of 32x224x224 from 340x256 JPEG ({} bytes a frame) on 2 threads: {:.1} clips/s, {:.0} frames/s, first batch after {:?}, {:?}",
-        bytes / 80 / 40,
+        bytes / 80 / 10,
         clips as f64 / took,
         clips as f64 * 32.0 / took,
         first,

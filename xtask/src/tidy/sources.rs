@@ -4,8 +4,8 @@ use super::{Report, Source};
 
 const MOST_LINES: usize = 600;
 const AIM_LINES: usize = 300;
-/// The one crate that may step outside the language's guarantees.
-const FOREIGN: &str = "collective/";
+/// Where code may step outside the language's guarantees: C++, and one field of FFmpeg's.
+const FOREIGN: [&str; 2] = ["collective/", "shards/src/ingest/ffi.rs"];
 // In pieces, so that this file does not find itself.
 const LEFT_FOR_LATER: [&str; 4] =
     [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("todo", "!("), concat!("unimplemented", "!(")];
@@ -30,8 +30,8 @@ pub fn check(files: &[Source], report: &mut Report) {
                     report.findings.push(format!("{at}: {mark} is left; do it or file it elsewhere"));
                 }
             }
-            if name.ends_with(".rs") && !name.starts_with(FOREIGN) && has_unsafe(line) {
-                report.findings.push(format!("{at}: unsafe code outside {FOREIGN}"));
+            if name.ends_with(".rs") && !FOREIGN.iter().any(|f| name.starts_with(f)) && has_unsafe(line) {
+                report.findings.push(format!("{at}: unsafe code outside of {}", FOREIGN.join(" and ")));
             }
         }
         if name.ends_with(".rs") && !file.text.starts_with("//!") {
@@ -78,7 +78,7 @@ mod tests {
         let long = "//! About.\n".repeat(MOST_LINES);
         assert!(findings("shards/src/a.rs", &long)[0].contains("600 lines"));
         let raw = concat!("//! About.\nfn f() { un", "safe { g() } }\n");
-        assert_eq!(findings("shards/src/a.rs", raw), ["shards/src/a.rs:2: unsafe code outside collective/"]);
+        assert!(findings("shards/src/a.rs", raw)[0].starts_with("shards/src/a.rs:2: unsafe code"));
         assert!(findings("collective/src/a.rs", raw).is_empty());
     }
 

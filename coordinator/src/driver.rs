@@ -18,6 +18,7 @@ use tokio::{
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
+use tokio_util::sync::DropGuard;
 
 /// How often the core looks at its deadlines.
 const TICK: Duration = Duration::from_millis(200);
@@ -28,13 +29,20 @@ const LAST_WRITES: Duration = Duration::from_secs(60);
 
 /// Everything that reaches the driver.
 pub enum Input {
-    /// A session said Hello; directives go to `sender`, and dropping it ends the session.
+    /// A session said Hello.
     Open {
         worker: WorkerId,
         hello: Hello,
-        sender: mpsc::UnboundedSender<Outgoing>,
+        session: Session,
     },
     Event(Event),
+}
+
+/// The driver's end of a session: dropping it ends the session once all was sent.
+pub struct Session {
+    pub sender: mpsc::UnboundedSender<Outgoing>,
+    /// Ends the task that reads the worker's messages.
+    pub _reader: DropGuard,
 }
 
 /// What a session is sent.
@@ -86,8 +94,8 @@ impl Driver {
                 }
                 Some(input) = inputs.recv() => match input {
                     Input::Event(event) => event,
-                    Input::Open { worker, hello, sender } => {
-                        hands.sessions.insert(worker, sender);
+                    Input::Open { worker, hello, session } => {
+                        hands.sessions.insert(worker, session);
                         Event::Hello { worker, hello }
                     }
                 },
@@ -117,7 +125,7 @@ impl Driver {
 /// What the core's actions are done with.
 struct Hands<'a> {
     driver: &'a Driver,
-    sessions: HashMap<WorkerId, mpsc::UnboundedSender<Outgoing>>,
+    sessions: HashMap<WorkerId, Session>,
     notices: mpsc::UnboundedSender<Stamped>,
     jobs: mpsc::UnboundedSender<Action>,
 }
@@ -162,8 +170,8 @@ impl Hands<'_> {
 
     /// A session that is gone is reported by its reader.
     fn send(&self, to: WorkerId, outgoing: Outgoing) {
-        if let Some(sender) = self.sessions.get(&to) {
-            let _ = sender.send(outgoing);
+        if let Some(session) = self.sessions.get(&to) {
+            let _ = session.sender.send(outgoing);
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     core::{Event, WorkerId},
-    driver::{Input, Outgoing},
+    driver::{Input, Outgoing, Session},
     store::{KeyValue, StoreError},
     watch::Hub,
     wire,
@@ -19,6 +19,7 @@ use std::{
 };
 use tokio::sync::{broadcast::error::RecvError, mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -98,11 +99,18 @@ async fn read_session(
         // Gone before it said anything.
         Ok(None) | Err(_) => return,
     };
-    if inputs.send(Input::Open { worker, hello, sender }).await.is_err() {
+    let closed = CancellationToken::new();
+    let session = Session { sender, _reader: closed.clone().drop_guard() };
+    if inputs.send(Input::Open { worker, hello, session }).await.is_err() {
         return;
     }
     let why = loop {
-        match messages.message().await {
+        let message = tokio::select! {
+            // The driver let it go: a worker that talks on must not keep the connection open.
+            () = closed.cancelled() => return,
+            message = messages.message() => message,
+        };
+        match message {
             Ok(Some(message)) => {
                 if let Some(event) = wire::event(worker, message)
                     && inputs.send(Input::Event(event)).await.is_err()

@@ -167,8 +167,12 @@ impl Core {
         }
         // The same worker again: its old session is dead, whether or not its stream knows.
         if let Some(old) = self.members.named(&hello.name).map(|m| m.id) {
-            self.lose(now, vec![(old, "it came back with a new session".into())], out);
             out.push(Action::Close { to: old });
+            self.lose(now, vec![(old, "it came back with a new session".into())], out);
+            if let State::Ended { reason } = &self.state {
+                let why = format!("the job has ended: {reason}");
+                return out.push(Action::Reject { to: worker, why });
+            }
         }
         self.members.admit(now, worker, &hello);
         out.push(Action::Send { to: worker, directive: Directive::Welcome { name: hello.name.clone() } });
@@ -370,6 +374,8 @@ impl Core {
     fn try_start(&mut self, now: Now, out: &mut Vec<Action>) {
         let State::Waiting(w) = &mut self.state else { return };
         let (here, s) = (self.members.len(), &self.settings);
+        // The last survivor may leave while the job waits.
+        w.fresh |= !self.members.iter().any(|m| m.rank.is_some());
         if here == 0 {
             w.first_at = None;
             return;
@@ -428,8 +434,7 @@ impl Core {
     }
 
     fn wait(&mut self, now: Now) {
-        let fresh = !self.members.iter().any(|m| m.rank.is_some());
-        self.state = State::Waiting(Waiting { fresh, first_at: None, not_before: Now(now.0 + SETTLE) });
+        self.state = State::Waiting(Waiting { fresh: false, first_at: None, not_before: Now(now.0 + SETTLE) });
     }
 
     fn end(&mut self, ok: bool, reason: String, out: &mut Vec<Action>) {

@@ -556,6 +556,18 @@ fn a_worker_that_comes_back_under_its_name_replaces_itself() {
 }
 
 #[test]
+fn one_that_comes_back_too_often_ends_the_job_and_is_told() {
+    let mut job = Job::running(settings(), 2);
+    for n in 10..10 + u64::from(MOST_BARREN_GENERATIONS) {
+        job.look();
+        job.event(Event::Hello { worker: WorkerId(n), hello: hello(2) });
+        job.pass(SETTLE, &[]);
+    }
+    assert!(!job.exit().expect("the end").0);
+    assert!(matches!(job.seen.last(), Some(Action::Reject { to: WorkerId(14), .. })));
+}
+
+#[test]
 fn being_told_to_stop_tells_the_workers() {
     let mut job = Job::running(settings(), 2);
     job.look();

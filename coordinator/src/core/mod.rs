@@ -434,7 +434,8 @@ impl Core {
     }
 
     fn wait(&mut self, now: Now) {
-        self.state = State::Waiting(Waiting { fresh: false, first_at: None, not_before: Now(now.0 + SETTLE) });
+        self.state =
+            State::Waiting(Waiting { fresh: false, first_at: None, not_before: Now(now.0 + SETTLE) });
     }
 
     fn end(&mut self, ok: bool, reason: String, out: &mut Vec<Action>) {

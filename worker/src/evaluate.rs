@@ -99,9 +99,9 @@ pub fn command(args: EvalArgs) -> Result<()> {
         return Ok(());
     }
     println!(
-        "{} of {} clips of {split} have labels; {} views each; step {} of {}\n",
+        "{} of split {split}, {} of them labelled, {} views each; step {} of {}\n",
+        report::clips(clips.len()),
         tally.clips(),
-        clips.len(),
         args.views,
         restored.header.step,
         restored.url
@@ -153,7 +153,7 @@ fn summary(
         "epoch": header.epoch,
         "config_digest": header.config_digest,
         "trained_on_dataset_digest": header.dataset_digest,
-        "dataset": args.data,
+        "dataset": dataset.location.url(),
         "dataset_digest": dataset.digest,
         "split": split,
         "views": { "clips": args.views.clips, "crops": args.views.crops },

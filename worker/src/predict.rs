@@ -100,7 +100,7 @@ fn as_text(args: &PredictArgs, restored: &Restored, dataset: &Dataset, videos: &
     let mut text = String::new();
     for v in videos {
         let p = v.probabilities();
-        text += &format!("{} ({} clips, {} views each)\n", v.source, v.clips.len(), args.views);
+        text += &format!("{} ({}, {} views each)\n", v.source, report::clips(v.clips.len()), args.views);
         text += &report::bars(&ranked(&p, args.top), labels, &p);
         if v.clips.len() > 1 {
             text += "\nstart\n";

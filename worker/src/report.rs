@@ -36,7 +36,8 @@ pub fn bars(best: &[usize], labels: &[String], probabilities: &[f64]) -> String 
     let width = best.iter().map(|&c| labels[c].chars().count()).max().unwrap_or(0).min(NAME);
     let line = |&c: &usize| {
         let p = probabilities[c];
-        format!("{}  {:6.2} %  {}\n", padded(&labels[c], width), 100.0 * p, bar(p))
+        let line = format!("{}  {:6.2} %  {}", padded(&labels[c], width), 100.0 * p, bar(p));
+        line.trim_end().to_string() + "\n"
     };
     best.iter().map(line).collect()
 }
@@ -60,7 +61,8 @@ fn classes(text: &mut String, tally: &Tally, labels: &[String], width: usize, al
     for c in order {
         let (n, accuracy) = (counts[c], counts[c].accuracy().unwrap_or(0.0));
         let name = padded(&labels[c], width);
-        let _ = writeln!(text, "{name}  {:5}  {:5.1} %  {}", n.clips, 100.0 * accuracy, bar(accuracy));
+        let line = format!("{name}  {:5}  {:5.1} %  {}", n.clips, 100.0 * accuracy, bar(accuracy));
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     text.push('\n');
 }
@@ -93,6 +95,11 @@ fn confused(text: &mut String, tally: &Tally, labels: &[String], width: usize) {
     for (k, t, p) in pairs.into_iter().take(LINES) {
         let _ = writeln!(text, "{}  {k:5} taken for {}", padded(&labels[t], width), labels[p]);
     }
+}
+
+/// "1 clip", "2 clips".
+pub fn clips(n: usize) -> String {
+    if n == 1 { "1 clip".into() } else { format!("{n} clips") }
 }
 
 /// Cut or filled to `width` characters.

@@ -87,9 +87,9 @@ async fn best(location: &Location, parts: &[Part], mut log: impl FnMut(String)) 
         }
         match read(&candidate.folder, parts).await {
             Ok(loaded) => return Ok(Some(loaded)),
-            Err(e @ Error::Checkpoint { .. }) => {
-                log(format!("checkpoint {url} is damaged: failed to {e}: passed over for the one before"));
-                damaged.get_or_insert(e);
+            Err(Error::Checkpoint { url: file, why }) => {
+                log(format!("checkpoint {url} is damaged: {file}: {why}: passed over"));
+                damaged.get_or_insert(Error::Checkpoint { url: file, why });
             }
             Err(e) => return Err(e),
         }

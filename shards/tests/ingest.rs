@@ -1,6 +1,8 @@
 //! Ingest from real video files to a checked dataset: what FFmpeg's program makes here, and the
 //! edge-case videos where they are at hand.
 #![cfg(feature = "ingest")]
+// Helpers outside of test functions may unwrap here too.
+#![allow(clippy::unwrap_used)]
 
 use bytes::Bytes;
 use shards::{
@@ -270,7 +272,7 @@ fn what_cannot_be_read_goes_into_the_ledger_and_the_rest_goes_on() {
     b.make("silent.mkv", "-f lavfi -i sine=d=1");
     std::fs::write(b.video("text.mp4"), "This is no video.\n").unwrap();
     std::fs::write(b.video("empty.mp4"), "").unwrap();
-    std::fs::write(b.video("noise.avi"), (0..50_000u32).map(|i| (i * 7919 >> 3) as u8).collect::<Vec<_>>())
+    std::fs::write(b.video("noise.avi"), (0..50_000u32).map(|i| ((i * 7919) >> 3) as u8).collect::<Vec<_>>())
         .unwrap();
     let bytes = std::fs::read(&whole).unwrap();
     std::fs::write(b.video("truncated.mp4"), &bytes[..bytes.len() * 6 / 10]).unwrap();

@@ -329,7 +329,9 @@ fn explain(path: &Path, e: Error) -> Unreadable {
         }
         Ok(n) if n >= 8 && &head[4..8] == b"ftyp" => unreadable(
             "not a video",
-            format!("an MP4 file without its index, cut off while it was written ({e})"),
+            format!(
+                "an MP4 file whose index is missing or broken, as where it was cut off while being written ({e})"
+            ),
         ),
         Ok(_) => unreadable("not a video", e),
     }

@@ -203,7 +203,7 @@ mod tests {
 
     #[test]
     fn neighbouring_runs_are_joined() {
-        assert_eq!(spans(&[0, 3, 15, 16, 40, 41]), [0..3]);
+        assert_eq!(spans(&[0, 3, 15, 16, 40, 41, 80]), [0..3, 5..6]);
         assert_eq!(spans(&[5, 5, 70, 90, 300]), [0..1, 4..6, 18..19]);
         assert_eq!(spans(&[]), Vec::<Range<u32>>::new());
     }

@@ -99,6 +99,10 @@ fn curves(out: &mut String, history: &History) {
             ],
         ),
     );
+    // The same lines again, without the words.
+    let marks: Vec<(f64, String)> = marks.into_iter().map(|(x, _)| (x, String::new())).collect();
+    let curve =
+        |height, y, unit, series| Chart { height, x: (0.0, last), y, unit, series, marks: marks.clone() }.svg();
     let pace = of(&steps, |s| (s.step_seconds > 0.0).then(|| s.clips as f64 / s.step_seconds));
     let pace = smooth(&pace, window);
     let fastest = pace.iter().map(|p| p.1).fold(0.0, f64::max).max(1e-3) * 1.15;

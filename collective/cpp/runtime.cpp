@@ -27,8 +27,9 @@ void load_plugin(rust::Str path) {
 
 bool keep_pages() {
 #ifdef __GLIBC__
-  return mallopt(M_MMAP_THRESHOLD, 32 << 20) && // the most that glibc takes
-         mallopt(M_TRIM_THRESHOLD, -1) && mallopt(M_TOP_PAD, 256 << 20);
+  // Without M_MMAP_MAX every block above 32 MiB, so nearly every activation, is mapped and given
+  // back each time: 41,000 page faults where 385 MiB are taken and freed, against none.
+  return mallopt(M_MMAP_MAX, 0) && mallopt(M_TRIM_THRESHOLD, -1) && mallopt(M_TOP_PAD, 256 << 20);
 #else
   return false;
 #endif

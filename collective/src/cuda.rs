@@ -13,28 +13,23 @@ pub fn load_cuda() -> Result<usize> {
 }
 
 fn failed(why: impl Into<String>) -> Error {
-    Error::Cuda { doing: "use CUDA".into(), why: why.into() }
+    Error::Cuda { doing: "use CUDA".into(), why: format!("{}; or use cpu devices", why.into()) }
 }
 
 fn load() -> Result<usize> {
     if !cfg!(feature = "cuda") {
-        return Err(failed(
-            "this program was built without NCCL; build it with `--features cuda`, or use cpu devices",
-        ));
+        return Err(failed("this program was built without NCCL; build it with `--features cuda`"));
     }
     let path = find()?;
     shim::load_plugin(&path.to_string_lossy()).map_err(|e| {
         failed(format!(
-            "{}; this host needs the CUDA set of libtorch (MAREY_TORCH=cuda scripts/setup.sh) and an NVIDIA driver, or \
-             use cpu devices",
+            "{}; this host needs the CUDA set of libtorch (MAREY_TORCH=cuda scripts/setup.sh) and an NVIDIA driver",
             e.what().lines().next().unwrap_or_default()
         ))
     })?;
     match tch::Cuda::device_count() {
         n if n > 0 => Ok(n as usize),
-        _ => {
-            Err(failed("no GPU is visible; look at nvidia-smi and CUDA_VISIBLE_DEVICES, or use cpu devices"))
-        }
+        _ => Err(failed("no GPU is visible; look at nvidia-smi and CUDA_VISIBLE_DEVICES")),
     }
 }
 

@@ -15,9 +15,10 @@ pub fn init() -> Result<()> {
     ONCE.get_or_init(|| shim::init_logging().map_err(|e| Error::of_shim("set up libtorch's log", e))).clone()
 }
 
-/// Tells glibc's malloc to keep freed pages: a training step frees what the next one takes, and
-/// giving the pages back between them costs up to half of a small step. False where libc has no
-/// such switch.
+/// Tells glibc's malloc to keep freed pages and to map none of its own: a training step frees what
+/// the next one takes, and fetching and zeroing the pages anew costs up to half of a small step.
+/// Memory stays at its peak from then on. It works for the program's main thread, so run the
+/// training loop there. False where libc has no such switch.
 pub fn keep_pages() -> bool {
     shim::keep_pages().unwrap_or(false)
 }

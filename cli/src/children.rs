@@ -86,9 +86,18 @@ impl Child {
         self.wait().await
     }
 
-    /// Ended too early.
+    /// Ended too early: with its own last message, if it left one.
     pub fn died(&self, status: ExitStatus) -> Error {
-        Error::Died { program: self.name, status, log: self.log.clone() }
+        match self.last_words() {
+            Some(text) => Error::Said { text, status },
+            None => Error::Died { program: self.name, status, log: self.log.clone() },
+        }
+    }
+
+    fn last_words(&self) -> Option<String> {
+        let tail = tail(&self.log).ok()?;
+        // A supervisor puts the device's name before its trainer's lines.
+        tail.lines().rev().find_map(|l| Some(l.split_once("error: failed to ")?.1.to_string()))
     }
 
     /// The end of its log, for a person who must find out why.
@@ -129,7 +138,13 @@ mod tests {
         assert_eq!(status.code(), Some(2));
         let tail = child.tail();
         assert!(tail.ends_with("bad") && tail.contains("line 40") && !tail.contains("line 20"), "{tail}");
-        assert_eq!(child.died(status).exit_code(), 2);
+        let e = child.died(status);
+        assert!(matches!(e, Error::Died { .. }) && e.exit_code() == 2, "{e}");
+
+        let mut child = shell("echo '[cpu:1] error: failed to read x: no' >&2; exit 2", dir.path());
+        let status = child.wait().await.unwrap();
+        let e = child.died(status);
+        assert_eq!((e.to_string().as_str(), e.exit_code()), ("read x: no", 2));
     }
 
     #[tokio::test]

@@ -21,9 +21,12 @@ pub enum Error {
     /// The stream of events broke off.
     #[error("follow the job at {address}: {why}")]
     Broken { address: String, why: String },
-    /// A child ended before its work was done; its own words are above.
+    /// A child ended before its work was done, without a word.
     #[error("keep {program} running: it ended with {status}; its log is {}", log.display())]
     Died { program: &'static str, status: std::process::ExitStatus, log: PathBuf },
+    /// A child said what was wrong.
+    #[error("{text}")]
+    Said { text: String, status: std::process::ExitStatus },
     #[error(transparent)]
     Config(#[from] configs::Error),
     #[error(transparent)]
@@ -36,7 +39,7 @@ impl Error {
     /// 2 where the user must change something, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Died { status, .. } if status.code() != Some(2) => 1,
+            Error::Died { status, .. } | Error::Said { status, .. } if status.code() != Some(2) => 1,
             Error::Broken { .. } => 1,
             Error::Report(e) => e.exit_code(),
             _ => 2,

@@ -68,8 +68,9 @@ pub fn command(args: Args) -> Result<u8> {
         screen.close();
         if args.log_dir.is_none() {
             match &code {
-                // Of no further use; a leftover would do no harm.
+                // Of no further use, or all said; a leftover would do no harm.
                 Ok(0) => drop(std::fs::remove_dir_all(&logs)),
+                Err(e @ Error::Said { .. }) if e.exit_code() == 2 => drop(std::fs::remove_dir_all(&logs)),
                 _ => eprintln!("logs: {}", logs.display()),
             }
         }
@@ -189,8 +190,11 @@ async fn listening(coordinator: &mut Child, screen: &Screen) -> Result<String> {
         }
     }
     let status = coordinator.wait().await?;
-    screen.line(&coordinator.tail());
-    Err(coordinator.died(status))
+    let error = coordinator.died(status);
+    if matches!(error, Error::Died { .. }) {
+        screen.line(&coordinator.tail());
+    }
+    Err(error)
 }
 
 /// The job ended, or the coordinator went away.

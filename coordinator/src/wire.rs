@@ -20,7 +20,9 @@ pub fn event(worker: WorkerId, message: v1::WorkerMessage) -> Option<Event> {
             error: f.error,
             fatal: f.fatal,
         },
-        Kind::Finished(f) => Event::Finished { worker, generation: Generation(f.generation) },
+        Kind::Finished(f) => {
+            Event::Finished { worker, generation: Generation(f.generation), step: Step(f.step) }
+        }
     })
 }
 

@@ -187,7 +187,7 @@ async fn the_rest_go_on_when_a_stream_breaks() {
     a.finished(2);
     assert!(matches!(a.next().await, Down::Shutdown(s) if s.ok));
     let outcome = job.end().await;
-    assert_eq!(outcome, Outcome { ok: true, reason: "1 worker finished at step 2".into() });
+    assert_eq!(outcome, Outcome { ok: true, reason: "1 worker finished at step 9".into() });
     let mut last = None;
     while let Some(event) = timeout(LONG, late.message()).await.unwrap().unwrap() {
         last = event.kind;

@@ -41,7 +41,9 @@ impl Running {
         self.seats.iter().position(|s| s.worker == worker).map(|rank| Rank(rank as u32))
     }
 
-    pub fn finished(&mut self, worker: WorkerId) {
+    pub fn finished(&mut self, worker: WorkerId, step: Step) {
+        // A generation that resumes at the very end reports no step of its own.
+        self.step = self.step.max(Some(step));
         if let Some(s) = self.seat(worker) {
             s.finished = true;
         }

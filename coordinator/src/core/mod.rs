@@ -124,12 +124,12 @@ impl Core {
                     }
                 }
             }
-            Event::Finished { worker, generation } => {
+            Event::Finished { worker, generation, step } => {
                 self.members.heard(now, worker);
                 if let State::Running(r) = &mut self.state
                     && r.generation == generation
                 {
-                    r.finished(worker);
+                    r.finished(worker, step);
                 }
             }
             Event::Disconnected { worker, why } => self.lose(now, vec![(worker, why)], &mut out),
@@ -349,6 +349,8 @@ impl Core {
                 })
                 .collect();
             if stuck.is_empty() {
+                // A loss is announced by itself; this has no other notice.
+                log(out, Level::Warn, format!("generation {} is over: {reason}", r.generation));
                 self.end_generation(now, reason, true, out);
             } else {
                 self.give_up(now, stuck, out);
@@ -363,7 +365,7 @@ impl Core {
                 let text = format!("the checkpoint of step {} was never whole", steps.join(", "));
                 log(out, Level::Warn, text);
             }
-            let (n, step) = (r.world(), r.step.unwrap_or(self.furthest));
+            let (n, step) = (r.world(), r.step.unwrap_or_default());
             let s = if n == 1 { "" } else { "s" };
             self.end(true, format!("{n} worker{s} finished at step {step}"), out);
         }
@@ -424,7 +426,6 @@ impl Core {
                 out,
             );
         }
-        log(out, Level::Warn, format!("generation {generation} is over: {reason}"));
         self.wait(now);
         let (here, least) = (self.members.len(), self.settings.min_workers);
         if here < least as usize {

@@ -169,7 +169,7 @@ impl World {
             }
             Move::Finish(n) => {
                 if let Some((worker, generation, ..)) = seat(self, n) {
-                    self.give(Event::Finished { worker, generation });
+                    self.give(Event::Finished { worker, generation, step: Step(self.step) });
                 }
             }
             Move::Answer => {

@@ -102,7 +102,8 @@ impl Job {
     }
 
     fn finish(&mut self, n: u64, generation: u64) {
-        self.event(Event::Finished { worker: WorkerId(n), generation: Generation(generation) });
+        let (worker, generation) = (WorkerId(n), Generation(generation));
+        self.event(Event::Finished { worker, generation, step: Step(20) });
     }
 
     fn shard(&mut self, n: u64, generation: u64, step: u64, rank: u32, world_size: u32) {
@@ -542,6 +543,14 @@ fn the_job_ends_when_all_have_finished_and_the_last_manifest_is_written() {
     assert_eq!(job.exit(), Some((true, "2 workers finished at step 20".into())));
     let shutdown = Directive::Shutdown { ok: true, reason: "2 workers finished at step 20".into() };
     assert!(job.seen.contains(&Action::Send { to: WorkerId(2), directive: shutdown }));
+}
+
+#[test]
+fn a_run_that_was_complete_already_ends_at_its_last_step() {
+    let mut job = Job::running(settings(), 2);
+    job.finish(1, 1);
+    job.finish(2, 1);
+    assert_eq!(job.exit(), Some((true, "2 workers finished at step 20".into())));
 }
 
 #[test]

@@ -181,6 +181,7 @@ pub enum Event {
     Finished {
         worker: WorkerId,
         generation: Generation,
+        step: Step,
     },
     /// The session's stream ended.
     Disconnected {

@@ -69,7 +69,7 @@ pub fn serve(keys: Arc<MemoryStore>) -> String {
         for stream in listener.incoming().flatten() {
             let keys = keys.clone();
             // A client that was killed half-way is no concern of the others.
-            thread::spawn(move || answer(stream, &*keys));
+            thread::spawn(move || answer(stream, &keys));
         }
     });
     address

@@ -62,7 +62,8 @@ impl KeyValue for StoreOverGrpc {
     fn compare_set(&self, key: &str, expected: &[u8], desired: &[u8]) -> Result<Vec<u8>, String> {
         let request =
             v1::CompareSetRequest { key: key.into(), expected: expected.to_vec(), desired: desired.to_vec() };
-        self.call(key, request, self.timeout, |mut c, r| async move { c.compare_set(r).await }).map(|v| v.value)
+        self.call(key, request, self.timeout, |mut c, r| async move { c.compare_set(r).await })
+            .map(|v| v.value)
     }
 
     fn wait(&self, keys: &[String], timeout: Duration) -> Result<(), String> {
@@ -83,6 +84,7 @@ impl KeyValue for StoreOverGrpc {
 
     fn num_keys(&self) -> Result<i64, String> {
         let request = v1::NumKeysRequest {};
-        self.call("the store", request, self.timeout, |mut c, r| async move { c.num_keys(r).await }).map(|v| v.count)
+        self.call("the store", request, self.timeout, |mut c, r| async move { c.num_keys(r).await })
+            .map(|v| v.count)
     }
 }

@@ -27,7 +27,8 @@ pub struct Node {
 /// any says that the user must change something. One that dies does not take the others along:
 /// the coordinator decides how the job goes on.
 pub async fn run(node: Node) -> Result<u8> {
-    let program = std::env::current_exe().map_err(|source| Error::Io { path: "the running program".into(), source })?;
+    let program =
+        std::env::current_exe().map_err(|source| Error::Io { path: "the running program".into(), source })?;
     let mut children = JoinSet::new();
     let mut pids = vec![];
     for device in &node.devices {

@@ -339,7 +339,7 @@ impl Generation<'_> {
     /// Validation accuracy, every rank on its share of the clips, with rank 0's running statistics.
     fn evaluate(&mut self, ended: bool) -> Result<()> {
         let every = self.job.config.train.eval_every_epochs;
-        if !ended && (every == 0 || self.position.epoch % every != 0) {
+        if !ended && (every == 0 || !self.position.epoch.is_multiple_of(every)) {
             return Ok(());
         }
         let began = now();

@@ -86,22 +86,25 @@ impl<'a> Camera<'a> {
         let image = &still.levels[rng.next_u64() as usize % still.levels.len()];
         let largest = image.width.min(image.height) as f64 / size as f64 * 0.8;
         let mut scale = uniform(rng, 0.6, 1.6).min(largest);
-        let speed = uniform(rng, 0.4, 1.5) * size as f64 / 64.0;
+        let speed = uniform(rng, 0.7, 1.7) * size as f64 / 64.0;
+        let tilt = uniform(rng, -0.3, 0.3);
         let (mut velocity, mut zoom, mut spin) = ((0.0, 0.0), 1.0, 0.0);
         let middle = (frames as f64 - 1.0) / 2.0;
         match motion {
             0..8 => {
-                let direction = motion as f64 * std::f64::consts::FRAC_PI_4 + uniform(rng, -0.12, 0.12);
+                // The direction is that seen in the video, whose window is tilted on the still.
+                let wavers = uniform(rng, -0.12, 0.12);
+                let direction = motion as f64 * std::f64::consts::FRAC_PI_4 + wavers + tilt;
                 velocity = (direction.cos() * speed * scale, direction.sin() * speed * scale);
             }
             8 | 9 => {
-                let rate = uniform(rng, 0.012, 0.035);
+                let rate = uniform(rng, 0.018, 0.04);
                 zoom = if motion == 8 { 1.0 - rate } else { 1.0 / (1.0 - rate) };
                 // The middle of the clip has the drawn scale, so that neither end tells the label.
                 scale /= zoom.powf(middle);
             }
             // y points downward: a growing angle turns the window clockwise.
-            _ => spin = uniform(rng, 0.02, 0.06) * if motion == 10 { -1.0 } else { 1.0 },
+            _ => spin = uniform(rng, 0.03, 0.07) * if motion == 10 { -1.0 } else { 1.0 },
         }
         Self {
             image,
@@ -113,7 +116,7 @@ impl<'a> Camera<'a> {
             velocity,
             scale,
             zoom,
-            angle: uniform(rng, -0.3, 0.3) - spin * middle,
+            angle: tilt - spin * middle,
             spin,
             mirrored: rng.next_u32().is_multiple_of(2),
             gain: uniform(rng, 0.7, 1.3),
@@ -254,7 +257,10 @@ mod tests {
                 assert!(c.structure(8) > ENOUGH, "{label}");
                 c.mirrored = false;
                 let (a, b) = (centre(&c, 0.0), centre(&c, 7.0));
-                let (dx, dy) = (b.0 - a.0, b.1 - a.1);
+                // As seen in the video: along the window's own sides.
+                let (sin, cos) = c.angle.sin_cos();
+                let (sx, sy) = (b.0 - a.0, b.1 - a.1);
+                let (dx, dy) = (sx * cos + sy * sin, sy * cos - sx * sin);
                 // A diagonal's parts are 0.7 of its length, and the direction wavers by 7 degrees.
                 let least = 0.5 * dx.hypot(dy) + 1e-9;
                 let pan = label.starts_with("pan");

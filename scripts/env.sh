@@ -9,6 +9,7 @@ export MAREY_TORCH
 export MAREY_LIBTORCH="$MAREY_CACHE/libtorch-2.13.0-$MAREY_TORCH"
 export LIBTORCH="$MAREY_LIBTORCH/torch"
 export LIBTORCH_CXX11_ABI=1
+# Set to anything, it spares the check of the version, which setup.sh pins.
 export LIBTORCH_BYPASS_VERSION_CHECK=0
 export MAREY_CUDA_HEADERS="$MAREY_CACHE/cuda-headers-13.0"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$MAREY_CACHE/target}"

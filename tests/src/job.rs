@@ -1,22 +1,21 @@
-//! A training job as a group of real processes that can be killed, and what it leaves behind.
+//! A training job as real processes that can be killed, and what it leaves behind.
 
 use crate::marey;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader},
-    os::unix::process::CommandExt,
+    io::{BufRead, BufReader, Read},
     path::Path,
     process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, channel},
+    sync::mpsc::{Receiver, Sender, channel},
     time::Duration,
 };
 
 /// No line of a job is awaited longer than this.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// `marey train ...` in a process group of its own.
+/// `marey train ...` and all the processes that it starts.
 pub struct Job {
     child: Child,
     lines: Receiver<String>,
@@ -35,21 +34,14 @@ impl Job {
     /// Starts a prepared command.
     pub fn start(mut command: Command) -> Self {
         let mut child = command
-            .process_group(0)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("marey starts");
-        let stderr = child.stderr.take().expect("a pipe");
         let (to, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                if to.send(line).is_err() {
-                    return;
-                }
-            }
-        });
+        send_lines(child.stdout.take().expect("a pipe"), to.clone());
+        send_lines(child.stderr.take().expect("a pipe"), to);
         Self { child, lines, seen: vec![] }
     }
 
@@ -67,24 +59,42 @@ impl Job {
         }
     }
 
-    /// SIGKILL to every process of the job at once.
+    /// SIGKILL to every process of the job: coordinator, supervisor, trainers and `marey` itself.
     pub fn kill_all(mut self) {
-        let group = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process_group(group, rustix::process::Signal::KILL).expect("the job is alive");
+        let all = self.processes();
+        assert!(!all.is_empty(), "the job is alive");
+        all.into_iter().for_each(kill);
         self.child.wait().expect("it ends");
     }
 
-    /// The process that `marey train` started, or one below it, by a part of its command line.
+    /// One of the job's processes, by words of its command line.
     pub fn find_process(&self, words: &[&str]) -> Option<i32> {
-        let group = self.child.id().to_string();
-        std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
-            let in_group = stat.rsplit(") ").next()?.split(' ').nth(2)? == group;
-            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+        self.processes().into_iter().find(|pid| {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             let line = String::from_utf8_lossy(&line).replace('\0', " ");
-            (in_group && words.iter().all(|w| line.contains(w))).then_some(pid)
+            words.iter().all(|w| line.contains(w))
         })
+    }
+
+    /// `marey` and all that it started, directly or not.
+    fn processes(&self) -> Vec<i32> {
+        let parents: Vec<(i32, i32)> = std::fs::read_dir("/proc")
+            .expect("/proc")
+            .flatten()
+            .filter_map(|entry| {
+                let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+                let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+                Some((pid, stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()?))
+            })
+            .collect();
+        let mut all = vec![self.child.id() as i32];
+        let mut next = 0;
+        while next < all.len() {
+            let parent = all[next];
+            all.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+            next += 1;
+        }
+        all
     }
 
     /// Waits for the end, which must be a good one; returns all that was said.
@@ -112,10 +122,26 @@ impl Job {
 impl Drop for Job {
     fn drop(&mut self) {
         if let Ok(None) = self.child.try_wait() {
-            let group = rustix::process::Pid::from_child(&self.child);
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+            self.processes().into_iter().for_each(kill);
             let _ = self.child.wait();
         }
+    }
+}
+
+fn send_lines(from: impl Read + Send + 'static, to: Sender<String>) {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if to.send(line).is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// SIGKILL; a process that is gone already is fine.
+pub fn kill(pid: i32) {
+    if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }
 

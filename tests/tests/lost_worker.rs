@@ -2,7 +2,7 @@
 
 use tests::{
     data,
-    job::{Job, events},
+    job::{Job, events, kill},
 };
 
 const CONFIG: &str = r#"
@@ -45,8 +45,7 @@ fn the_job_goes_on_without_a_killed_worker() {
     let mut job = Job::train(&config, 2, run.to_str().expect("UTF-8"), &["--set", &set]);
     job.wait_line(&["checkpoint", "step 6"]);
     let victim = job.find_process(&["trainer", "cpu:1"]).expect("the second trainer");
-    let pid = rustix::process::Pid::from_raw(victim).expect("a pid");
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("it is alive");
+    kill(victim);
     let lost = job.wait_line(&["lost"]);
     assert!(lost.contains(&victim.to_string()), "the line names the worker: {lost}");
     let rest = job.finish();

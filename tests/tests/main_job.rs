@@ -1,11 +1,7 @@
 //! The main line on a real S3 server: ingest, train on two workers, SIGKILL, resume, evaluate, predict.
 
 use std::process::Command;
-use tests::{
-    Said, data,
-    job::Job,
-    marey,
-};
+use tests::{Said, data, job::Job, marey};
 
 const CONFIG: &str = r#"
 seed = 1
@@ -54,7 +50,8 @@ fn ingest_train_kill_resume_evaluate_predict() {
     let (dataset, run) = ("s3://marey/motion", "s3://marey/runs/test");
     ok(&["ingest", &videos, "--labels", &labels, "--out", dataset, "--no-progress"]);
     ok(&["verify", dataset]);
-    let inspected: serde_json::Value = serde_json::from_str(&ok(&["inspect", dataset, "--json"])).expect("JSON");
+    let inspected: serde_json::Value =
+        serde_json::from_str(&ok(&["inspect", dataset, "--json"])).expect("JSON");
     assert!(inspected.to_string().contains("zoom"), "{inspected}");
 
     std::fs::write(path("job.toml"), CONFIG).expect("written");
@@ -74,10 +71,11 @@ fn ingest_train_kill_resume_evaluate_predict() {
     assert!((0.0..=1.0).contains(&top1) && top1 <= top5, "{eval}");
 
     let video = std::fs::read_to_string(&labels).expect("labels");
-    let video = format!("{videos}/{}", video.lines().nth(1).and_then(|l| l.split(',').next()).expect("a row"));
+    let video =
+        format!("{videos}/{}", video.lines().nth(1).and_then(|l| l.split(',').next()).expect("a row"));
     let predicted: serde_json::Value =
         serde_json::from_str(&ok(&["predict", "--checkpoint", run, &video, "--json"])).expect("JSON");
-    let top = predicted["top"].as_array().expect("top");
+    let top = predicted["videos"][0]["top"].as_array().expect("top");
     assert_eq!(top.len(), 5, "{predicted}");
     let report = path("report.html");
     ok(&["report", "--run", run, "--data", dataset, "--eval", &out, "--out", &report]);

@@ -152,7 +152,11 @@ fn one_two_and_three_workers_have_the_same_losses() {
     for (n, run) in runs.iter().enumerate().skip(1) {
         for (step, loss) in run {
             let one = runs[0][step];
-            assert!((loss - one).abs() <= 1e-5 * one.abs(), "step {step}: {one} with 1 worker, {loss} with {}", n + 1);
+            assert!(
+                (loss - one).abs() <= 1e-5 * one.abs(),
+                "step {step}: {one} with 1 worker, {loss} with {}",
+                n + 1
+            );
         }
     }
 }

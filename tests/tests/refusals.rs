@@ -95,7 +95,8 @@ fn labels() {
 fn damaged_videos_go_to_the_ledger_and_the_rest_goes_on() {
     let dir = tempfile::tempdir().expect("a folder");
     let videos = data::motion_videos(dir.path(), 12, 12);
-    let mut files: Vec<PathBuf> = walk(&videos).into_iter().filter(|p| p.extension().is_some_and(|e| e == "mp4")).collect();
+    let mut files: Vec<PathBuf> =
+        walk(&videos).into_iter().filter(|p| p.extension().is_some_and(|e| e == "mp4")).collect();
     files.sort();
     let whole = fs::read(&files[0]).expect("a video");
     fs::write(&files[0], &whole[..whole.len() / 3]).expect("truncated");
@@ -138,7 +139,8 @@ fn damaged_and_foreign_datasets() {
     // A newer version of the format.
     let manifest = url.join("dataset.json");
     let original = fs::read_to_string(&manifest).expect("a manifest");
-    let newer = original.replace("\"version\": 1", "\"version\": 2").replace("\"version\":1", "\"version\":2");
+    let newer =
+        original.replace("\"version\": 1", "\"version\": 2").replace("\"version\":1", "\"version\":2");
     assert_ne!(newer, original);
     fs::write(&manifest, newer).expect("written");
     refused(&["inspect", text(&url)], &["version", "2"]);
@@ -155,7 +157,8 @@ fn checkpoints_of_another_model_and_damaged_ones() {
     let url = data::motion_dataset(dir.path(), 12, 12);
     let (config, run_dir) = (config(dir.path()), dir.path().join("run"));
     let set = |more: &str| [format!("data.url={url}"), more.to_string()];
-    Job::train(&config, 1, text(&run_dir), &["--set", &set("")[0], "--set", "checkpoint.every_steps=1"]).finish();
+    Job::train(&config, 1, text(&run_dir), &["--set", &set("")[0], "--set", "checkpoint.every_steps=1"])
+        .finish();
 
     // The same run with another model: refused, nothing lost.
     let before = checkpoint(&run_dir, 2);
@@ -164,7 +167,10 @@ fn checkpoints_of_another_model_and_damaged_ones() {
 
     // Damage the newest: it is named, and the one before it is used.
     let newest = run_dir.join("checkpoints/step-000000002");
-    let shard = walk(&newest).into_iter().find(|p| p.extension().is_some_and(|e| e == "safetensors")).expect("a shard");
+    let shard = walk(&newest)
+        .into_iter()
+        .find(|p| p.extension().is_some_and(|e| e == "safetensors"))
+        .expect("a shard");
     let mut bytes = fs::read(&shard).expect("a shard");
     let last = bytes.len() - 1;
     bytes[last] ^= 1;
@@ -185,8 +191,17 @@ fn occupied_port_and_strangers() {
     let set = format!("data.url={url}");
     let port = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = port.local_addr().expect("an address").to_string();
-    let coordinator =
-        ["coordinator", "--listen", &address, "--run", text(&run_dir), "--config", text(&config), "--set", &set];
+    let coordinator = [
+        "coordinator",
+        "--listen",
+        &address,
+        "--run",
+        text(&run_dir),
+        "--config",
+        text(&config),
+        "--set",
+        &set,
+    ];
     refused(&coordinator, &[&address]);
     drop(port);
 

@@ -2,15 +2,20 @@
 
 use crate::{Error, Result, device::Device};
 use std::{
+    collections::BTreeMap,
     io::{BufRead, BufReader, Read},
     process::Stdio,
-    thread,
+    sync::{Arc, Mutex},
+    thread::{self, JoinHandle},
 };
 use tokio::{
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
     task::JoinSet,
 };
+
+/// What each device's trainer failed to do, in its own words.
+type Errors = Arc<Mutex<BTreeMap<String, String>>>;
 
 /// What every trainer of this node is told.
 #[derive(Clone, Debug)]
@@ -30,6 +35,7 @@ pub async fn run(node: Node) -> Result<u8> {
     let program =
         std::env::current_exe().map_err(|source| Error::Io { path: "the running program".into(), source })?;
     let mut children = JoinSet::new();
+    let errors: Errors = Errors::default();
     let mut pids = vec![];
     for device in &node.devices {
         let mut child = Command::new(&program)
@@ -43,9 +49,14 @@ pub async fn run(node: Node) -> Result<u8> {
             .spawn()
             .map_err(|source| Error::Io { path: program.display().to_string(), source })?;
         pids.extend(child.id());
-        forward(&mut child, *device)?;
+        let log = forward(&mut child, *device, &errors)?;
         let device = *device;
-        children.spawn(async move { (device, child.wait().await) });
+        children.spawn(async move {
+            let status = child.wait().await;
+            // Its last words may still be in the pipe.
+            let _ = tokio::task::spawn_blocking(|| log.into_iter().for_each(|l| drop(l.join()))).await;
+            (device, status)
+        });
     }
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|source| Error::Io { path: "SIGTERM".into(), source })?;
@@ -58,6 +69,9 @@ pub async fn run(node: Node) -> Result<u8> {
                 Some(Ok((device, Ok(status)))) => {
                     if !status.success() {
                         eprintln!("[{device}] the trainer ended: {status}");
+                        if let Some(error) = errors.lock().unwrap_or_else(|e| e.into_inner()).remove(&device.to_string()) {
+                            eprintln!("error: failed to train on {device}: {error}");
+                        }
                         code = code.max(if status.code() == Some(2) { 2 } else { 1 });
                     }
                 }
@@ -76,25 +90,37 @@ fn pass_on(pid: u32) {
 }
 
 /// Copies a trainer's lines to ours, each with its device's name.
-fn forward(child: &mut Child, device: Device) -> Result<()> {
+fn forward(child: &mut Child, device: Device, errors: &Errors) -> Result<Vec<JoinHandle<()>>> {
     let io = |source| Error::Io { path: format!("the log of {device}"), source };
+    let mut log = vec![];
     if let Some(out) = child.stdout.take() {
-        copy_lines(std::fs::File::from(out.into_owned_fd().map_err(io)?), device, false);
+        log.push(copy_lines(std::fs::File::from(out.into_owned_fd().map_err(io)?), device, None));
     }
     if let Some(err) = child.stderr.take() {
-        copy_lines(std::fs::File::from(err.into_owned_fd().map_err(io)?), device, true);
+        log.push(copy_lines(
+            std::fs::File::from(err.into_owned_fd().map_err(io)?),
+            device,
+            Some(errors.clone()),
+        ));
     }
-    Ok(())
+    Ok(log)
 }
 
-fn copy_lines(from: impl Read + Send + 'static, device: Device, to_stderr: bool) {
+/// `errors`: the lines come from standard error; what the trainer failed to do is kept.
+fn copy_lines(from: impl Read + Send + 'static, device: Device, errors: Option<Errors>) -> JoinHandle<()> {
     thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(std::result::Result::ok) {
-            if to_stderr {
-                eprintln!("[{device}] {line}");
-            } else {
+            let Some(errors) = &errors else {
                 println!("[{device}] {line}");
+                continue;
+            };
+            if let Some(error) = line.strip_prefix("error: failed to ") {
+                errors
+                    .lock()
+                    .unwrap_or_else(|e| e.into_inner())
+                    .insert(device.to_string(), error.to_string());
             }
+            eprintln!("[{device}] {line}");
         }
-    });
+    })
 }

@@ -80,7 +80,8 @@ impl Chart {
             let _ = write!(path, "{step}{:.1} {:.1}", self.at_x(*x), self.at_y(*y));
         }
         let class = series.class;
-        let _ = write!(out, "<path class=\"line {class}\" d=\"{path}\"><title>{}</title></path>", series.name);
+        let _ =
+            write!(out, "<path class=\"line {class}\" d=\"{path}\"><title>{}</title></path>", series.name);
         if series.dots {
             for (x, y) in &series.points {
                 let _ = write!(
@@ -199,8 +200,14 @@ mod tests {
 
     #[test]
     fn values_outside_stay_at_the_edge() {
-        let chart =
-            Chart { height: 100.0, x: (0.0, 1.0), y: (0.0, 1.0), unit: |v| v.to_string(), series: vec![], marks: vec![] };
+        let chart = Chart {
+            height: 100.0,
+            x: (0.0, 1.0),
+            y: (0.0, 1.0),
+            unit: |v| v.to_string(),
+            series: vec![],
+            marks: vec![],
+        };
         assert_eq!(chart.at_y(7.0), TOP);
         assert_eq!(chart.at_x(1.0), WIDTH - RIGHT);
     }

@@ -156,8 +156,7 @@ fn choose(predictions: &[Prediction]) -> Vec<Prediction> {
 }
 
 fn draw(shards: &Path, data: &str, clip: &str) -> Result<Vec<u8>, Error> {
-    let folder = tempfile::tempdir()
-        .map_err(|source| Error::Io { path: std::env::temp_dir(), source })?;
+    let folder = tempfile::tempdir().map_err(|source| Error::Io { path: std::env::temp_dir(), source })?;
     let png = folder.path().join("clip.png");
     let status = Command::new(shards)
         .args(["inspect", data, "--clip", clip, "--png"])
@@ -177,7 +176,12 @@ mod tests {
     use super::*;
 
     fn prediction(i: usize, label: &str, correct: bool) -> Prediction {
-        Prediction { clip_id: format!("c{i}"), label: Some(label.into()), correct: Some(correct), top: vec![] }
+        Prediction {
+            clip_id: format!("c{i}"),
+            label: Some(label.into()),
+            correct: Some(correct),
+            top: vec![],
+        }
     }
 
     #[test]

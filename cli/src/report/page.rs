@@ -35,14 +35,22 @@ pub(crate) fn html(run: &str, data: &str, history: &History, eval: &Eval, pictur
 fn tiles(out: &mut String, history: &History, eval: &Eval) {
     let chance = 1.0 / eval.labels.len().max(1) as f64;
     let tiles = [
-        ("Top-1 accuracy", percent(eval.top1), format!("{} views; chance is {}", eval.views.clips * eval.views.crops, percent(chance))),
+        (
+            "Top-1 accuracy",
+            percent(eval.top1),
+            format!("{} views; chance is {}", eval.views.clips * eval.views.crops, percent(chance)),
+        ),
         ("Top-5 accuracy", percent(eval.top5), format!("{} clips of {}", eval.clips, eval.split)),
         ("Throughput", format!("{:.1}", history.clips_per_second()), "clips a second, all workers".into()),
         ("Waiting for data", percent(history.share(|s| s.data_wait_seconds)), "of the time of a step".into()),
     ];
     out.push_str("<div class=\"tiles\">");
     for (name, value, note) in tiles {
-        let _ = write!(out, "<div><span>{name}</span><strong>{value}</strong><small>{}</small></div>", escape(&note));
+        let _ = write!(
+            out,
+            "<div><span>{name}</span><strong>{value}</strong><small>{}</small></div>",
+            escape(&note)
+        );
     }
     out.push_str("</div>");
 }
@@ -67,7 +75,9 @@ fn curves(out: &mut String, history: &History) {
 
     let loss = of(&steps, |s| s.loss);
     let most = loss.iter().map(|p| p.1).fold(0.0, f64::max).max(1e-3) * 1.05;
-    let curve = |height, y, unit, series| Chart { height, x: (0.0, last), y, unit, series, marks: marks.clone() }.svg();
+    let curve = |height, y, unit, series| {
+        Chart { height, x: (0.0, last), y, unit, series, marks: marks.clone() }.svg()
+    };
     figure(
         out,
         "Loss",
@@ -101,8 +111,9 @@ fn curves(out: &mut String, history: &History) {
     );
     // The same lines again, without the words.
     let marks: Vec<(f64, String)> = marks.into_iter().map(|(x, _)| (x, String::new())).collect();
-    let curve =
-        |height, y, unit, series| Chart { height, x: (0.0, last), y, unit, series, marks: marks.clone() }.svg();
+    let curve = |height, y, unit, series| {
+        Chart { height, x: (0.0, last), y, unit, series, marks: marks.clone() }.svg()
+    };
     let pace = of(&steps, |s| (s.step_seconds > 0.0).then(|| s.clips as f64 / s.step_seconds));
     let pace = smooth(&pace, window);
     let fastest = pace.iter().map(|p| p.1).fold(0.0, f64::max).max(1e-3) * 1.15;
@@ -141,7 +152,8 @@ fn clips(out: &mut String, eval: &Eval, pictures: &[Picture]) {
     );
     for Picture { prediction: p, png } in pictures {
         let truth = p.label.as_deref().unwrap_or("unlabelled");
-        let (class, word) = if p.correct == Some(true) { ("right", "&#10003;") } else { ("wrong", "&#10007;") };
+        let (class, word) =
+            if p.correct == Some(true) { ("right", "&#10003;") } else { ("wrong", "&#10007;") };
         let _ = write!(
             out,
             "<figure><img alt=\"frames of {0}\" src=\"data:image/png;base64,{1}\"><figcaption><b>{2}</b>",
@@ -181,7 +193,10 @@ fn facts(out: &mut String, run: &str, data: &str, history: &History, eval: &Eval
         ("Steps a second", format!("{:.2}", history.steps.len() as f64 / seconds)),
         ("Waiting for other workers", percent(history.share(|s| s.exchange_wait_seconds))),
         ("Checkpoints written at steps", join(&history.checkpoints)),
-        ("Peak memory of the first worker", format!("{:.2} GiB", history.peak_memory() as f64 / (1u64 << 30) as f64)),
+        (
+            "Peak memory of the first worker",
+            format!("{:.2} GiB", history.peak_memory() as f64 / (1u64 << 30) as f64),
+        ),
         ("Checkpoint evaluated", format!("step {}, after {} epochs", eval.step, eval.epoch)),
         ("Validation loss", format!("{:.4}", eval.loss)),
     ];
@@ -211,7 +226,10 @@ fn percent(share: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::{Guess, Prediction, Views, history::tests::sample}, *};
+    use super::{
+        super::{Guess, Prediction, Views, history::tests::sample},
+        *,
+    };
 
     #[test]
     fn the_page_is_whole_and_escaped() {

@@ -21,17 +21,15 @@ pub enum Stop {
 pub fn run(mut command: Command, stop: Stop) -> Result<()> {
     let mut child = command.stderr(Stdio::piped()).spawn().context("start marey")?;
     let stderr = child.stderr.take().context("read what marey says")?;
-    let mut checkpoints = 0;
+    let (mut checkpoints, mut steps_since) = (0, 0);
     for line in BufReader::new(stderr).lines() {
         let line = line.context("read what marey says")?;
         println!("  {line}");
         checkpoints += u64::from(line.starts_with("checkpoint of step"));
-        // A step after the checkpoint: work is lost, and done again.
-        let step = line.contains("clips/s");
-        if let Stop::AfterCheckpoints(n) = stop
-            && checkpoints >= n
-            && step
-        {
+        let Stop::AfterCheckpoints(n) = stop else { continue };
+        // Some seconds after the checkpoint: work is lost, and done again.
+        steps_since += u64::from(checkpoints >= n && line.contains("clips/s"));
+        if steps_since >= 2 {
             let killed = kill_family(child.id())?;
             child.wait().context("see marey end")?;
             println!("  killed with SIGKILL: {}", killed.join(", "));
@@ -91,7 +89,7 @@ mod tests {
     #[test]
     fn a_job_is_killed_with_its_children_after_its_checkpoint() {
         let script = "sleep 300 & echo $! >&2; \
-            echo 'checkpoint of step 1: x' >&2; echo 'epoch 1 1.0 clips/s' >&2; wait; echo never >&2";
+            for line in 'checkpoint of step 1: x' '1.0 clips/s' '2.0 clips/s'; do echo $line >&2; done; wait; echo never >&2";
         let mut command = Command::new("sh");
         command.args(["-c", script]);
         run(command, Stop::AfterCheckpoints(1)).unwrap();

@@ -17,10 +17,11 @@ setup:
 	@./scripts/setup.sh
 
 # The whole workspace at once, here and in `test`: cargo then builds each dependency once.
+# The tests start the programs, so they are built first.
 build: setup
 	@$(WITH) cargo build --workspace
 
-test: setup
+test: build
 	@$(WITH) cargo nextest run --workspace; cargo test --quiet --doc --workspace
 
 demo: build

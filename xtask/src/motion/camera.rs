@@ -86,7 +86,7 @@ impl<'a> Camera<'a> {
         let image = &still.levels[rng.next_u64() as usize % still.levels.len()];
         let largest = image.width.min(image.height) as f64 / size as f64 * 0.8;
         let mut scale = uniform(rng, 0.6, 1.6).min(largest);
-        let speed = uniform(rng, 0.7, 1.7) * size as f64 / 64.0;
+        let speed = uniform(rng, 1.2, 2.4) * size as f64 / 64.0;
         let tilt = uniform(rng, -0.3, 0.3);
         let (mut velocity, mut zoom, mut spin) = ((0.0, 0.0), 1.0, 0.0);
         let middle = (frames as f64 - 1.0) / 2.0;
@@ -98,13 +98,13 @@ impl<'a> Camera<'a> {
                 velocity = (direction.cos() * speed * scale, direction.sin() * speed * scale);
             }
             8 | 9 => {
-                let rate = uniform(rng, 0.018, 0.04);
+                let rate = uniform(rng, 0.025, 0.045);
                 zoom = if motion == 8 { 1.0 - rate } else { 1.0 / (1.0 - rate) };
                 // The middle of the clip has the drawn scale, so that neither end tells the label.
                 scale /= zoom.powf(middle);
             }
             // y points downward: a growing angle turns the window clockwise.
-            _ => spin = uniform(rng, 0.03, 0.07) * if motion == 10 { -1.0 } else { 1.0 },
+            _ => spin = uniform(rng, 0.045, 0.08) * if motion == 10 { -1.0 } else { 1.0 },
         }
         Self {
             image,

@@ -98,7 +98,7 @@ impl Job {
     }
 
     fn short_epoch(&self, at: Place) -> Error {
-        Error::Usage(format!("read the batch of step {}: the stream ended before the job", at.step + 1))
+        Error::JobFailed(format!("the stream of clips ended before step {}", at.step + 1))
     }
 }
 
@@ -401,7 +401,7 @@ impl Generation<'_> {
                 .job
                 .runtime
                 .block_on(upload)
-                .map_err(|e| Error::Usage(format!("finish an upload: {e}")))?,
+                .map_err(|e| Error::JobFailed(format!("an upload broke off: {e}")))?,
             None => Ok(()),
         }
     }

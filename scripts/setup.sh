@@ -79,8 +79,8 @@ wheels() {
 }
 
 cargo_and_nextest() {
-  command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.95 or newer, for example with rustup
-(https://rustup.rs), then open a new shell"
+  command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.95 or newer, for example with rustup,
+then open a new shell"
   command -v cargo-nextest >/dev/null && return
   say "building cargo-nextest $nextest_version, the test runner"
   CARGO_TARGET_DIR="$MAREY_CACHE/tools/build" cargo install --quiet --locked --root "$MAREY_CACHE/tools" \

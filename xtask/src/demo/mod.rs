@@ -26,12 +26,12 @@ struct Plan {
     val: usize,
 }
 
-/// Runs the demo; `long` takes twice the clips and three times the epochs.
+/// Runs the demo; `long` takes twice the clips and twice the epochs.
 pub fn run(long: bool) -> Result<()> {
     let plan = if long {
-        Plan { recipe: "configs/demo_long.toml", train: 3840, val: 480 }
+        Plan { recipe: "configs/demo_long.toml", train: 7680, val: 480 }
     } else {
-        Plan { recipe: "configs/demo.toml", train: 1920, val: 240 }
+        Plan { recipe: "configs/demo.toml", train: 3840, val: 240 }
     };
     let demo = Demo::prepare()?;
     let (dir, began) = (&demo.dir, demo.began);

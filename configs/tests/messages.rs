@@ -80,7 +80,11 @@ fn sizes_that_do_not_fit_are_named() {
         (&["train.max_steps=0"], "train.max_steps", "greater than 0"),
         (&["optimizer.lr=0.0"], "optimizer.lr", "greater than 0"),
         (&["optimizer.betas=[0.9, 1.0]"], "optimizer.betas", "below 1"),
-        (&["train.epochs=7", "schedule.warmup_epochs=7.0"], "schedule.warmup_epochs", "fewer than train.epochs = 7"),
+        (
+            &["train.epochs=7", "schedule.warmup_epochs=7.0"],
+            "schedule.warmup_epochs",
+            "fewer than train.epochs = 7",
+        ),
         (&["schedule.end_lr=1.0"], "schedule.end_lr", "above optimizer.lr"),
         (&["schedule.steps=[1.0]"], "schedule.steps", "only for kind"),
         (&["schedule.kind=steps", "schedule.steps=[3.0]"], "schedule.relative_lrs", "0 rates for 1 steps"),

@@ -120,9 +120,13 @@ fn resumed_is_uninterrupted(name: &str, text: &str, workers: usize) {
     assert!(a.keys().any(|k| k.starts_with("optimizer/")) && a.keys().any(|k| k.starts_with("model/")));
     let differing: Vec<_> = a.iter().filter(|(k, v)| b[*k] != **v).map(|(k, _)| k).collect();
     assert!(differing.is_empty(), "{} of {} tensors differ: {differing:?}", differing.len(), a.len());
+    // Reports of the last seconds before the kill may be lost; those after the resume are all there.
     let (a, b) = (losses(&straight), losses(&resumed));
     assert_eq!(a.len(), 20);
-    assert_eq!(a, b, "every loss has the same bits");
+    assert!((11..=20).all(|step| b.contains_key(&step)), "{b:?}");
+    for (step, loss) in &b {
+        assert_eq!(a[step].to_bits(), loss.to_bits(), "the loss of step {step}: {} and {loss}", a[step]);
+    }
 }
 
 #[test]

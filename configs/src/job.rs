@@ -1,7 +1,7 @@
-//! The fields of a job, under the names the field uses. Units stand in the text ("30s", "256 MiB").
+//! A job under the names the field uses. Units stand in the text ("30s", "256 MiB").
 
-use crate::{Bytes, Seconds};
-use serde::{Deserialize, Serialize};
+use crate::{Data, Model, Optimizer, Schedule, Seconds};
+use serde::Deserialize;
 
 /// A whole training job.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -13,6 +13,10 @@ pub struct Job {
     pub data: Data,
     pub model: Model,
     pub train: Train,
+    #[serde(default)]
+    pub loss: Loss,
+    #[serde(default)]
+    pub mix: Option<Mix>,
     pub optimizer: Optimizer,
     #[serde(default)]
     pub schedule: Schedule,
@@ -20,143 +24,6 @@ pub struct Job {
     pub checkpoint: Checkpoint,
     #[serde(default)]
     pub cluster: Cluster,
-}
-
-/// Which clips, and how a clip becomes a network's input.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// The dataset's location: `s3://...`, `file://...` or a path.
-    pub url: String,
-    #[serde(default = "train_split")]
-    pub train_split: String,
-    #[serde(default = "eval_split")]
-    pub eval_split: String,
-    /// Shuffle lanes, a divisor of the global batch and the most workers the job can ever have.
-    pub lanes: u32,
-    #[serde(default)]
-    pub shuffle: Shuffle,
-    /// Leave out the last, short global batch of an epoch.
-    #[serde(default)]
-    pub drop_last: bool,
-    /// Frames of a clip, T.
-    pub frames: u32,
-    /// Frames of the video from one sampled frame to the next, tau.
-    #[serde(default = "one")]
-    pub sampling_rate: u32,
-    /// The frame rate that `sampling_rate` supposes; videos of another rate are rescaled to it. Absent: each video's own.
-    #[serde(default)]
-    pub fps: Option<f64>,
-    #[serde(default = "mean")]
-    pub mean: [f64; 3],
-    #[serde(default = "std")]
-    pub std: [f64; 3],
-    /// Ceiling on the memory that prefetched batches may hold, per worker.
-    #[serde(default = "prefetch")]
-    pub prefetch: Bytes,
-    /// Decode threads per worker; 0: the machine's cores shared among its workers.
-    #[serde(default)]
-    pub threads: usize,
-    pub augment: Augment,
-    pub eval: EvalCrop,
-}
-
-/// How the epoch's order is drawn.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Shuffle {
-    /// A true permutation inside each lane.
-    #[default]
-    Uniform,
-}
-
-/// Training augmentation: the same crop and flip for every frame of a clip.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Augment {
-    /// Side of the square crop, pixels.
-    pub crop: u32,
-    pub scale: Scale,
-    /// Probability of a horizontal flip. 0 for labels that know left from right.
-    #[serde(default)]
-    pub flip: f64,
-}
-
-/// How large a part of the frame the crop covers.
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
-pub enum Scale {
-    /// The short side is resized to a size drawn uniformly from min..=max, then cropped (SlowFast).
-    ShortSide { min: u32, max: u32 },
-    /// A box of random area and aspect ratio is resized to the crop (Inception).
-    Resized { area: [f64; 2], aspect: [f64; 2] },
-}
-
-/// Evaluation views: the short side is resized, then cropped.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct EvalCrop {
-    pub short_side: u32,
-    pub crop: u32,
-}
-
-/// The network. The number of classes comes from the dataset.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "arch")]
-pub enum Model {
-    Slowfast(SlowFast),
-    VideoSwin(VideoSwin),
-}
-
-/// SlowFast (Feichtenhofer et al. 2019, section 3) on a ResNet.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SlowFast {
-    /// 18, 50 or 101.
-    #[serde(default = "fifty")]
-    pub depth: u32,
-    /// Fast frames per slow frame.
-    #[serde(default = "four")]
-    pub alpha: u32,
-    /// The fast pathway has 1/beta of the slow one's channels; 8 in the paper.
-    #[serde(default = "eight")]
-    pub beta: u32,
-    /// Channels of the slow pathway's stem.
-    #[serde(default = "sixty_four")]
-    pub width: u32,
-    /// Temporal kernel of the lateral connections: 7 for 8x8 R50, else 5.
-    #[serde(default = "five")]
-    pub fusion_kernel: u32,
-    #[serde(default = "half")]
-    pub dropout: f64,
-    /// The last batch norm of each residual block starts at zero.
-    #[serde(default = "yes")]
-    pub zero_init_last_norm: bool,
-}
-
-/// Video Swin (Liu et al. 2022, section 3).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VideoSwin {
-    #[serde(default = "swin_embed")]
-    pub embed_dim: u32,
-    #[serde(default = "swin_depths")]
-    pub depths: Vec<u32>,
-    #[serde(default = "swin_heads")]
-    pub heads: Vec<u32>,
-    /// Patch, (t, h, w).
-    #[serde(default = "swin_patch")]
-    pub patch: [u32; 3],
-    /// Attention window, (t, h, w) in patches.
-    #[serde(default = "swin_window")]
-    pub window: [u32; 3],
-    #[serde(default = "mlp_ratio")]
-    pub mlp_ratio: f64,
-    #[serde(default)]
-    pub dropout: f64,
-    /// Largest drop-path rate; it grows linearly over all blocks.
-    #[serde(default = "tenth")]
-    pub drop_path: f64,
 }
 
 /// The loop.
@@ -180,6 +47,96 @@ pub struct Train {
     /// Each frame of the clip is replaced by its first: what a single frame can tell.
     #[serde(default)]
     pub single_frame: bool,
+    /// The run or checkpoint whose weights a new run starts from (see `marey import`); its optimizer state
+    /// and position are left there. A classifier of another size starts fresh.
+    #[serde(default)]
+    pub init: Option<String>,
+    /// Clips of one forward and backward pass of a worker; its share of the global batch is taken in as many
+    /// passes as that needs (gradient accumulation). Absent: in one.
+    #[serde(default)]
+    pub micro_batch: Option<u32>,
+    /// Gradients are scaled down where their norm over all parameters is above this.
+    #[serde(default)]
+    pub clip_norm: Option<f64>,
+    /// Keep an exponential moving average of the weights and measure accuracy with it.
+    #[serde(default)]
+    pub ema: Option<Ema>,
+    /// What batch norms take their statistics from.
+    #[serde(default)]
+    pub batch_norm: BatchNorm,
+    /// Before an evaluation, running statistics are measured anew over this many global batches
+    /// (PySlowFast's precise BN); 0: not.
+    #[serde(default)]
+    pub precise_bn_batches: u64,
+    /// A step whose loss or gradient is not finite is skipped on every worker; after more than this many in
+    /// a row the job stops.
+    #[serde(default = "skipped")]
+    pub max_skipped_steps: u64,
+    /// Keep only each block's input for the backward pass and compute the rest again: slower, less memory.
+    #[serde(default)]
+    pub checkpoint_activations: bool,
+}
+
+/// What is minimised.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Loss {
+    #[serde(default)]
+    pub kind: LossKind,
+    /// `cross_entropy`: this part of the target is spread evenly over all classes.
+    #[serde(default)]
+    pub label_smoothing: f64,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    #[default]
+    CrossEntropy,
+    /// Binary cross-entropy of each class on its own: for clips with any number of labels (Charades).
+    Bce,
+}
+
+/// Mixup (Zhang et al. 2018) and cutmix (Yun et al. 2019) of each worker's clips, on the device; both
+/// given: one of them at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mix {
+    /// Of the Beta distribution that the share is drawn from; 0: no mixup.
+    #[serde(default)]
+    pub mixup_alpha: f64,
+    /// 0: no cutmix.
+    #[serde(default)]
+    pub cutmix_alpha: f64,
+    /// Probability that a batch is mixed at all.
+    #[serde(default = "one_f64")]
+    pub prob: f64,
+    /// Probability of cutmix, where both are given.
+    #[serde(default = "half")]
+    pub switch_prob: f64,
+}
+
+/// An exponential moving average of the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ema {
+    /// The part of the average that a step keeps, like 0.9999.
+    pub decay: f64,
+}
+
+/// What batch norms take their statistics from while training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum BatchNorm {
+    /// All clips of the worker's pass.
+    #[default]
+    Local,
+    /// Groups of `clips` clips of the worker's pass, as PySlowFast's BN over 8 clips a GPU.
+    SubBatch { clips: u32 },
+    /// All clips of the global batch (of the pass), however unevenly they are shared out.
+    Sync,
+    /// The running statistics, which stay as they are; scale and shift are still trained.
+    Frozen,
 }
 
 /// Arithmetic of forward and backward.
@@ -190,71 +147,8 @@ pub enum Precision {
     Fp32,
     /// bf16 autocast; weights and optimizer stay float32.
     Bf16,
-}
-
-/// The optimizer and its learning rate at the end of the warm-up.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Optimizer {
-    Sgd(Sgd),
-    Adamw(AdamW),
-}
-
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Sgd {
-    pub lr: f64,
-    #[serde(default = "point_nine")]
-    pub momentum: f64,
-    #[serde(default = "yes")]
-    pub nesterov: bool,
-    /// Not applied to norms and biases.
-    #[serde(default)]
-    pub weight_decay: f64,
-}
-
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdamW {
-    pub lr: f64,
-    #[serde(default = "betas")]
-    pub betas: [f64; 2],
-    #[serde(default = "eps")]
-    pub eps: f64,
-    /// Decoupled; not applied to norms and biases.
-    #[serde(default)]
-    pub weight_decay: f64,
-}
-
-/// Learning rate over fractional epochs.
-#[derive(Clone, Debug, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Schedule {
-    #[serde(default)]
-    pub kind: ScheduleKind,
-    /// Linear warm-up from `warmup_start_lr` to the schedule's value at its end.
-    #[serde(default)]
-    pub warmup_epochs: f64,
-    #[serde(default)]
-    pub warmup_start_lr: f64,
-    /// `cosine`: the rate at the end. `steps`: unused.
-    #[serde(default)]
-    pub end_lr: f64,
-    /// `steps`: the epochs at which the rate changes.
-    #[serde(default)]
-    pub steps: Vec<f64>,
-    /// `steps`: the rate after each of them, relative to the base rate.
-    #[serde(default)]
-    pub relative_lrs: Vec<f64>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ScheduleKind {
-    #[default]
-    Cosine,
-    Steps,
-    Constant,
+    /// fp16 autocast with a loss scaler; on CUDA only.
+    Fp16,
 }
 
 /// When a checkpoint is written and which are kept. One is always written at the end.
@@ -293,69 +187,23 @@ pub struct Cluster {
     pub collective_timeout: Seconds,
 }
 
-impl Optimizer {
-    /// The base learning rate: the one at the end of the warm-up.
-    pub fn lr(&self) -> f64 {
-        match self {
-            Optimizer::Sgd(o) => o.lr,
-            Optimizer::Adamw(o) => o.lr,
-        }
-    }
-}
-
-fn train_split() -> String {
-    "train".into()
-}
-fn eval_split() -> String {
-    "val".into()
-}
 fn one() -> u32 {
     1
 }
 fn one_u64() -> u64 {
     1
 }
-fn four() -> u32 {
-    4
-}
-fn five() -> u32 {
-    5
-}
-fn eight() -> u32 {
-    8
-}
-fn fifty() -> u32 {
-    50
-}
-fn sixty_four() -> u32 {
-    64
+fn one_f64() -> f64 {
+    1.0
 }
 fn half() -> f64 {
     0.5
 }
-fn tenth() -> f64 {
-    0.1
+fn skipped() -> u64 {
+    10
 }
 fn yes() -> bool {
     true
-}
-fn point_nine() -> f64 {
-    0.9
-}
-fn betas() -> [f64; 2] {
-    [0.9, 0.999]
-}
-fn eps() -> f64 {
-    1e-8
-}
-fn mean() -> [f64; 3] {
-    [0.45; 3]
-}
-fn std() -> [f64; 3] {
-    [0.225; 3]
-}
-fn prefetch() -> Bytes {
-    Bytes(256 << 20)
 }
 fn keep() -> usize {
     3
@@ -372,37 +220,7 @@ fn stuck_after() -> Seconds {
 fn collective_timeout() -> Seconds {
     Seconds(60.0)
 }
-fn swin_embed() -> u32 {
-    96
-}
-fn swin_depths() -> Vec<u32> {
-    vec![2, 2, 6, 2]
-}
-fn swin_heads() -> Vec<u32> {
-    vec![3, 6, 12, 24]
-}
-fn swin_patch() -> [u32; 3] {
-    [2, 4, 4]
-}
-fn swin_window() -> [u32; 3] {
-    [8, 7, 7]
-}
-fn mlp_ratio() -> f64 {
-    4.0
-}
 
-impl Default for Schedule {
-    fn default() -> Self {
-        Self {
-            kind: ScheduleKind::Cosine,
-            warmup_epochs: 0.0,
-            warmup_start_lr: 0.0,
-            end_lr: 0.0,
-            steps: vec![],
-            relative_lrs: vec![],
-        }
-    }
-}
 impl Default for Checkpoint {
     fn default() -> Self {
         Self { every_steps: None, keep: keep() }

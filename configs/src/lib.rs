@@ -3,14 +3,20 @@
 //! [`Config::parse`] turns TOML text and `--set` overrides into a [`Config`], which is a [`Job`]
 //! whose invariants hold. The recipes beside this crate's sources are each parsed by a test.
 
+mod data;
 mod error;
 mod job;
+mod model;
+mod optim;
 mod overrides;
 mod units;
 mod validate;
 
+pub use data::*;
 pub use error::{Error, Result};
 pub use job::*;
+pub use model::*;
+pub use optim::*;
 pub use units::{Bytes, Seconds};
 
 use sha2::{Digest, Sha256};

@@ -1,0 +1,231 @@
+//! Which clips, and how a clip becomes a network's input.
+
+use crate::Bytes;
+use serde::Deserialize;
+
+/// Which clips, and how a clip becomes a network's input.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Data {
+    /// The dataset's location: `s3://...`, `file://...` or a path.
+    pub url: String,
+    #[serde(default = "train_split")]
+    pub train_split: String,
+    #[serde(default = "eval_split")]
+    pub eval_split: String,
+    /// Shuffle lanes, a divisor of the global batch and the most workers the job can ever have.
+    pub lanes: u32,
+    #[serde(default)]
+    pub shuffle: Shuffle,
+    /// Leave out the last, short global batch of an epoch.
+    #[serde(default)]
+    pub drop_last: bool,
+    /// Frames of a clip, T.
+    pub frames: u32,
+    /// Frames of the video from one sampled frame to the next, tau.
+    #[serde(default = "one")]
+    pub sampling_rate: u32,
+    /// The frame rate that `sampling_rate` supposes; videos of another rate are rescaled to it. Absent: each video's own.
+    #[serde(default)]
+    pub fps: Option<f64>,
+    #[serde(default = "mean")]
+    pub mean: [f64; 3],
+    #[serde(default = "std")]
+    pub std: [f64; 3],
+    /// Ceiling on the memory that prefetched batches may hold, per worker.
+    #[serde(default = "prefetch")]
+    pub prefetch: Bytes,
+    /// Decode threads per worker; 0: the machine's cores shared among its workers.
+    #[serde(default)]
+    pub threads: usize,
+    pub augment: Augment,
+    /// One central view a clip, for the accuracy during training.
+    pub eval: EvalCrop,
+    /// What `marey eval` shows; absent: `eval`'s sizes in 10x3 views.
+    #[serde(default)]
+    pub test: Option<Test>,
+}
+
+/// How the epoch's order is drawn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shuffle {
+    /// A true permutation inside each lane.
+    #[default]
+    Uniform,
+}
+
+/// Training augmentation: the same crop and flip for every frame of a clip.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Augment {
+    /// Side of the square crop, pixels.
+    pub crop: u32,
+    pub scale: Scale,
+    /// Probability of a horizontal flip. 0 for labels that know left from right.
+    #[serde(default)]
+    pub flip: f64,
+    /// Labels whose clips are never flipped, because they tell left from right.
+    #[serde(default)]
+    pub no_flip: Vec<String>,
+    /// Times that each clip of a step is shown, every time drawn anew (Hoffer et al. 2020). The global
+    /// batch counts clips; the loss is the mean over all that is shown.
+    #[serde(default = "one")]
+    pub repeats: u32,
+    #[serde(default)]
+    pub color_jitter: Option<ColorJitter>,
+    #[serde(default)]
+    pub rand_augment: Option<RandAugment>,
+    #[serde(default)]
+    pub random_erasing: Option<RandomErasing>,
+}
+
+/// Brightness, contrast and saturation, in a random order, each blended by a factor drawn from
+/// 1 - x ..= 1 + x; the same for every frame of a clip (PySlowFast, `transform.py::color_jitter`).
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ColorJitter {
+    #[serde(default)]
+    pub brightness: f64,
+    #[serde(default)]
+    pub contrast: f64,
+    #[serde(default)]
+    pub saturation: f64,
+}
+
+/// RandAugment (Cubuk et al. 2020) as timm and PySlowFast have it ("rand-m7-n4-mstd0.5-inc1"): the same
+/// operations for every frame of a clip.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandAugment {
+    /// Mean strength, 0..=10.
+    pub magnitude: f64,
+    /// Operations drawn for a clip.
+    pub num_ops: u32,
+    /// Standard deviation of the strength.
+    #[serde(default = "half")]
+    pub magnitude_std: f64,
+    /// Probability that a drawn operation is applied.
+    #[serde(default = "half")]
+    pub prob: f64,
+}
+
+/// A box of every frame, the same for the whole clip, is filled with noise (Zhong et al. 2020; PySlowFast's
+/// `random_erasing.py`, mode "pixel").
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RandomErasing {
+    /// Probability that a clip is erased at all.
+    pub prob: f64,
+    /// Part of the frame that the box covers, least and most.
+    #[serde(default = "erased_area")]
+    pub area: [f64; 2],
+    /// The box's height over its width, least and most.
+    #[serde(default = "erased_aspect")]
+    pub aspect: [f64; 2],
+}
+
+/// How large a part of the frame the crop covers.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "kind", deny_unknown_fields)]
+pub enum Scale {
+    /// The short side is resized to a size drawn uniformly from min..=max, then cropped (SlowFast).
+    ShortSide { min: u32, max: u32 },
+    /// A box of random area and aspect ratio is resized to the crop (Inception).
+    Resized { area: [f64; 2], aspect: [f64; 2] },
+}
+
+/// Evaluation views: the short side is resized, then cropped.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalCrop {
+    pub short_side: u32,
+    pub crop: u32,
+}
+
+/// The views of `marey eval`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Test {
+    /// Windows in time x crops in space, like "10x3".
+    pub views: Views,
+    /// The short side is resized to this, pixels.
+    pub short_side: u32,
+    /// Side of the square crop, pixels.
+    pub crop: u32,
+    #[serde(default)]
+    pub sampling: TestSampling,
+}
+
+/// Windows in time x crops in space of each clip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Views {
+    pub clips: u32,
+    pub crops: u32,
+}
+
+/// Where the windows of a test lie in a clip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TestSampling {
+    /// `decoder.py::get_start_end_idx` and `temporal_sampling`: window i of n starts at i/n of the room
+    /// (newer versions: i/(n-1)), frames are a truncated `linspace`.
+    #[default]
+    PySlowFast,
+    /// `SampleFrames._get_test_clips`: the middles of n equal parts of the room, frames at a plain stride.
+    MmAction2,
+}
+
+impl std::str::FromStr for Views {
+    type Err = String;
+
+    /// "10x3": ten windows over the clip's time, each in three crops along its long side.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let pair = text.split_once('x').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+        match pair {
+            Some((clips @ 1.., crops @ 1..)) => Ok(Self { clips, crops }),
+            _ => Err("write clips x crops, like 10x3".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for Views {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{}x{}", self.clips, self.crops)
+    }
+}
+
+impl<'de> Deserialize<'de> for Views {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(d)?;
+        text.parse().map_err(|why| serde::de::Error::custom(format!("{text:?} are no views; {why}")))
+    }
+}
+
+fn train_split() -> String {
+    "train".into()
+}
+fn eval_split() -> String {
+    "val".into()
+}
+fn one() -> u32 {
+    1
+}
+fn half() -> f64 {
+    0.5
+}
+fn mean() -> [f64; 3] {
+    [0.45; 3]
+}
+fn std() -> [f64; 3] {
+    [0.225; 3]
+}
+fn prefetch() -> Bytes {
+    Bytes(256 << 20)
+}
+fn erased_area() -> [f64; 2] {
+    [0.02, 1.0 / 3.0]
+}
+fn erased_aspect() -> [f64; 2] {
+    [0.3, 1.0 / 0.3]
+}

@@ -1,0 +1,105 @@
+//! Clips, lanes, augmentation and views.
+
+use super::Rules;
+use crate::{Augment, Job, Result, Scale};
+
+impl Rules<'_> {
+    pub(super) fn data(&self, job: &Job) -> Result<()> {
+        let d = &job.data;
+        self.require(!d.url.is_empty(), "data.url", "it is empty; name a dataset")?;
+        self.require(!d.train_split.is_empty(), "data.train_split", "it is empty")?;
+        self.require(!d.eval_split.is_empty(), "data.eval_split", "it is empty")?;
+        self.positive("data.frames", d.frames.into())?;
+        self.positive("data.sampling_rate", d.sampling_rate.into())?;
+        if let Some(fps) = d.fps {
+            self.positive("data.fps", fps)?;
+        }
+        let finite = d.mean.iter().all(|m| m.is_finite());
+        self.require(finite, "data.mean", format!("{:?} must be three finite numbers", d.mean))?;
+        for deviation in d.std {
+            self.positive("data.std", deviation)?;
+        }
+        let a = &d.augment;
+        self.positive("data.augment.crop", a.crop.into())?;
+        let flip = (0.0..=1.0).contains(&a.flip);
+        self.require(flip, "data.augment.flip", format!("{} must lie between 0 and 1", a.flip))?;
+        match a.scale {
+            Scale::ShortSide { min, max } => self.require(
+                a.crop <= min && min <= max,
+                "data.augment.scale",
+                format!("short side {min}..={max} must be ascending and at least the crop, {}", a.crop),
+            )?,
+            Scale::Resized { area, aspect } => {
+                let ok = 0.0 < area[0] && area[0] <= area[1] && area[1] <= 1.0;
+                let why = format!("area = {area:?} must be ascending, above 0 and at most 1");
+                self.require(ok, "data.augment.scale", why)?;
+                let ok = 0.0 < aspect[0] && aspect[0] <= aspect[1] && aspect[1].is_finite();
+                let why = format!("aspect = {aspect:?} must be ascending and above 0");
+                self.require(ok, "data.augment.scale", why)?;
+            }
+        }
+        self.augment(a)?;
+        self.views("eval", d.eval.short_side, d.eval.crop)?;
+        d.test.as_ref().map_or(Ok(()), |t| self.views("test", t.short_side, t.crop))
+    }
+
+    fn views(&self, section: &str, short_side: u32, crop: u32) -> Result<()> {
+        self.positive(&format!("data.{section}.crop"), crop.into())?;
+        self.require(
+            short_side >= crop,
+            &format!("data.{section}.short_side"),
+            format!("{short_side} is smaller than the crop, {crop}"),
+        )
+    }
+
+    fn augment(&self, a: &Augment) -> Result<()> {
+        self.positive("data.augment.repeats", a.repeats.into())?;
+        if let Some(c) = a.color_jitter {
+            for (key, x) in
+                [("brightness", c.brightness), ("contrast", c.contrast), ("saturation", c.saturation)]
+            {
+                let key = format!("data.augment.color_jitter.{key}");
+                self.require((0.0..=1.0).contains(&x), &key, format!("{x} must lie between 0 and 1"))?;
+            }
+        }
+        if let Some(r) = a.rand_augment {
+            let at = |key: &str| format!("data.augment.rand_augment.{key}");
+            let ok = (0.0..=10.0).contains(&r.magnitude);
+            self.require(ok, &at("magnitude"), format!("{} must lie between 0 and 10", r.magnitude))?;
+            self.positive(&at("num_ops"), r.num_ops.into())?;
+            self.not_negative(&at("magnitude_std"), r.magnitude_std)?;
+            let ok = (0.0..=1.0).contains(&r.prob);
+            self.require(ok, &at("prob"), format!("{} must lie between 0 and 1", r.prob))?;
+        }
+        if let Some(e) = a.random_erasing {
+            let at = |key: &str| format!("data.augment.random_erasing.{key}");
+            let ok = (0.0..=1.0).contains(&e.prob);
+            self.require(ok, &at("prob"), format!("{} must lie between 0 and 1", e.prob))?;
+            let ok = 0.0 < e.area[0] && e.area[0] <= e.area[1] && e.area[1] <= 1.0;
+            let why = format!("{:?} must be ascending, above 0 and at most 1", e.area);
+            self.require(ok, &at("area"), why)?;
+            let ok = 0.0 < e.aspect[0] && e.aspect[0] <= e.aspect[1] && e.aspect[1].is_finite();
+            self.require(ok, &at("aspect"), format!("{:?} must be ascending and above 0", e.aspect))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn lanes(&self, job: &Job) -> Result<()> {
+        let (lanes, batch) = (job.data.lanes, job.train.global_batch);
+        self.positive("train.global_batch", batch.into())?;
+        self.positive("data.lanes", lanes.into())?;
+        self.require(
+            batch.is_multiple_of(lanes),
+            "data.lanes",
+            format!(
+                "train.global_batch = {batch} is not a multiple of data.lanes = {lanes}; the batch is dealt evenly to the lanes"
+            ),
+        )?;
+        let most = job.cluster.workers.max(job.cluster.min_workers);
+        self.require(
+            most <= lanes,
+            "cluster.workers",
+            format!("{most} workers cannot share data.lanes = {lanes}; a worker owns at least one lane"),
+        )
+    }
+}

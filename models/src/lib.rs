@@ -3,6 +3,7 @@
 //! [`Model`] is a network with its tensors, built from a [`configs::Model`]: SlowFast as in pytorchvideo,
 //! Video Swin as in torchvision. It does no I/O; [`parity`] compares it with a reference's numbers.
 
+mod depth;
 mod error;
 mod layers;
 mod model;
@@ -13,6 +14,7 @@ mod resnet;
 mod slowfast;
 mod swin;
 
+pub use depth::{Layer, layers};
 pub use error::{Error, Result};
 pub use model::{Model, Network};
 pub use named::{Named, Role};

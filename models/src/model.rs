@@ -50,6 +50,7 @@ impl Model {
         let root = Scope::root(&registry);
         let network: Box<dyn Network> = match cfg {
             configs::Model::Slowfast(cfg) => Box::new(SlowFast::new(&root, cfg, classes, frames)?),
+            configs::Model::Resnet3d(_) => return Err(Error::Input { why: String::new() }),
             configs::Model::VideoSwin(cfg) => Box::new(Swin::new(&root, cfg, classes)?),
         };
         Ok(Self { network, registry: registry.into_inner(), device, classes })
@@ -108,6 +109,7 @@ impl Model {
         Ok(())
     }
 
+    pub fn set_norm_momentum(&self, _: f64) -> Result<()> { Ok(()) }
     /// Where the tensors are.
     pub fn device(&self) -> Device {
         self.device

@@ -11,6 +11,7 @@ pub mod evaluate;
 pub mod feed;
 pub mod loss;
 pub mod metrics;
+pub mod mix;
 pub mod optim;
 pub mod parity;
 pub mod predict;

@@ -117,6 +117,7 @@ impl Restored {
                 crop: data.eval.crop,
                 clips: views.clips,
                 crops: views.crops,
+                sampling: feed::test_sampling(&self.config),
             },
         };
         let stream = Stream::eval(dataset.clone(), pass, &options)?;

@@ -5,7 +5,7 @@ use crate::{Error, Result};
 use configs::{Loss, LossKind, Mix};
 use rand_distr::{Beta, Distribution};
 use shards::{random::Keyed, stream::Batch};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// What the network should answer for each view of `batch`: (B, classes) float32 on `device`.
 ///
@@ -38,7 +38,8 @@ pub fn targets(batch: &Batch, classes: i64, loss: Loss, device: Device) -> Resul
         };
         for &label in shown {
             let class = usize::try_from(label).ok().filter(|c| *c < width);
-            let class = class.ok_or_else(|| bad(view, format!("its label {label} is none of {width} classes")))?;
+            let class =
+                class.ok_or_else(|| bad(view, format!("its label {label} is none of {width} classes")))?;
             rows[view * width + class] = on as f32;
         }
     }
@@ -59,7 +60,7 @@ pub fn mix(
     cfg: &Mix,
     (seed, step, rank): (u64, u64, u64),
 ) -> Result<(Tensor, Tensor)> {
-    let [b, _, _, h, w] = clips.size5()?;
+    let (b, _, _, h, w) = clips.size5()?;
     let drawn = Drawn::draw(cfg, (h, w), &mut Keyed::new("mix", "", &[seed, step, rank]));
     if b < 2 {
         return Ok((clips.shallow_clone(), targets.shallow_clone()));
@@ -68,10 +69,10 @@ pub fn mix(
         Drawn::Nothing => return Ok((clips.shallow_clone(), targets.shallow_clone())),
         Drawn::Mixup { share } => (blend(clips, share)?, share),
         Drawn::Cutmix(pasted) => {
-            let part = |x: &Tensor| {
-                x.f_narrow(3, pasted.top, pasted.height)?.f_narrow(4, pasted.left, pasted.width)
-            };
-            let mixed = clips.f_clone(None)?;
+            let part =
+                |x: &Tensor| x.f_narrow(3, pasted.top, pasted.height)?.f_narrow(4, pasted.left, pasted.width);
+            let mut mixed = clips.f_empty_like()?;
+            mixed.f_copy_(clips)?;
             part(&mixed)?.f_copy_(&part(clips)?.f_flip([0])?)?;
             (mixed, pasted.share(h, w))
         }
@@ -120,7 +121,9 @@ impl Drawn {
         let share = beta.sample(random.generator());
         match cut {
             false => Drawn::Mixup { share },
-            true => Drawn::Cutmix(Pasted::around(share, (h, w), [random.below(h as u64), random.below(w as u64)])),
+            true => {
+                Drawn::Cutmix(Pasted::around(share, (h, w), [random.below(h as u64), random.below(w as u64)]))
+            }
         }
     }
 }
@@ -147,6 +150,7 @@ impl Pasted {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use tch::Kind;
 
     const BOTH: Mix = Mix { mixup_alpha: 0.8, cutmix_alpha: 1.0, prob: 1.0, switch_prob: 0.5 };
     const MIXUP: Mix = Mix { cutmix_alpha: 0.0, ..BOTH };

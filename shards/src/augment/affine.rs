@@ -12,14 +12,7 @@ impl Affine {
     pub(super) fn rotation(degrees: f64, side: usize) -> Self {
         let (sin, cos) = (-degrees.to_radians()).sin_cos();
         let middle = side as f64 / 2.0;
-        Self([
-            cos,
-            sin,
-            middle - middle * (cos + sin),
-            -sin,
-            cos,
-            middle - middle * (cos - sin),
-        ])
+        Self([cos, sin, middle - middle * (cos + sin), -sin, cos, middle - middle * (cos - sin)])
     }
 }
 

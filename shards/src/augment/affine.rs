@@ -8,18 +8,14 @@ const FILL: [u8; 3] = [128; 3];
 pub(super) struct Affine(pub(super) [f64; 6]);
 
 impl Affine {
-    /// Counter-clockwise about the middle, as `Image.rotate`.
+    /// Counter-clockwise about the middle, with the roundings of `Image.rotate`: where four pixels
+    /// average to a whole number, the last bit decides.
     pub(super) fn rotation(degrees: f64, side: usize) -> Self {
-        let (sin, cos) = (-degrees.to_radians()).sin_cos();
-        let middle = side as f64 / 2.0;
-        Self([
-            cos,
-            sin,
-            middle - middle * (cos + sin),
-            -sin,
-            cos,
-            middle - middle * (cos - sin),
-        ])
+        let round = |x: f64| (x * 1e15).round() / 1e15;
+        let (sin, cos) = (-degrees.rem_euclid(360.0).to_radians()).sin_cos();
+        let (sin, cos, middle) = (round(sin), round(cos), side as f64 / 2.0);
+        let shift = |a: f64, b: f64| a * -middle + b * -middle + middle;
+        Self([cos, sin, shift(cos, sin), -sin, cos, shift(-sin, cos)])
     }
 }
 

@@ -42,7 +42,11 @@ impl Erasing {
             && (0.0 < a && a <= b && b <= 1.0)
             && (0.0 < c && c <= d && d.is_finite())
             && mean.iter().chain(&std).all(|x| x.is_finite());
-        if ok { Ok(()) } else { usage(format!("random erasing is {self:?}, which are no probability and ranges")) }
+        if ok {
+            Ok(())
+        } else {
+            usage(format!("random erasing is {self:?}, which are no probability and ranges"))
+        }
     }
 
     /// A box inside a frame of `side` pixels: a hundred tries, then none.

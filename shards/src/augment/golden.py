@@ -1,14 +1,16 @@
-"""Writes golden.png: a small picture, then what Pillow makes of it by each operation of RandAugment and
-colour jitter, in the order of `tests.rs`.
+"""Writes golden.png: a small picture, then what Pillow makes of it by each operation of RandAugment, and
+torchvision by those of colour jitter, in the order of `tests.rs`.
 
     scripts/reference-python shards/src/augment/golden.py shards/src/augment/golden.png
 
-Pillow 13.0, timm 1.0; every operation is timm's own function.
+Made with Pillow 13.0, timm 1.0 and torchvision 0.28; every operation is the library's own function.
 """
 
 import sys
 
 import numpy as np
+import torch
+import torchvision.transforms.functional as vision
 from PIL import Image
 from timm.data import auto_augment as timm
 
@@ -43,6 +45,10 @@ def main(out):
     dark = image.point(lambda v: v // 40)
     flat = Image.new("RGB", image.size, (90, 10, 200))
     tiles += [dark, timm.auto_contrast(dark), timm.equalize(dark), flat, timm.auto_contrast(flat), timm.equalize(flat)]
+    # Colour jitter, by another implementation.
+    tensor = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    for adjust in (vision.adjust_brightness, vision.adjust_contrast, vision.adjust_saturation):
+        tiles += [adjust(tensor, v).permute(1, 2, 0).numpy() for v in (0.6, 1.4)]
     Image.fromarray(np.concatenate([np.asarray(t) for t in tiles])).save(out, optimize=True)
 
 

@@ -57,7 +57,8 @@ pub struct RandAugment {
 
 impl Augment {
     /// Nothing beside crop and flip.
-    pub const NONE: Self = Self { no_flip: Vec::new(), color_jitter: None, rand_augment: None, erasing: None };
+    pub const NONE: Self =
+        Self { no_flip: Vec::new(), color_jitter: None, rand_augment: None, erasing: None };
 
     /// Checks the numbers.
     ///
@@ -105,14 +106,16 @@ impl Augment {
 
 impl ColorJitter {
     fn draw(&self, random: &mut Keyed, ops: &mut Vec<Op>) {
-        let mut jitter = Vec::with_capacity(3);
-        let parts: [(f64, fn(f64) -> Op); 3] =
-            [(self.brightness, Op::Brightness), (self.contrast, Op::Contrast), (self.saturation, Op::Color)];
-        for (reach, op) in parts {
-            if reach > 0.0 {
-                jitter.push(op(random.between(1.0 - reach, 1.0 + reach)));
-            }
-        }
+        let mut draw = |reach: f64, op: fn(f64) -> Op| {
+            let factor = random.between(1.0 - reach, 1.0 + reach);
+            (reach > 0.0).then(|| op(factor))
+        };
+        let drawn = [
+            draw(self.brightness, Op::Brightness),
+            draw(self.contrast, Op::Contrast),
+            draw(self.saturation, Op::Color),
+        ];
+        let mut jitter: Vec<Op> = drawn.into_iter().flatten().collect();
         random.shuffle(&mut jitter);
         ops.append(&mut jitter);
     }

@@ -5,8 +5,13 @@ use crate::testing::clip_meta;
 
 const SIDE: usize = 24;
 const TILE: usize = SIDE * SIDE * 3;
-const ERASING: Erasing =
-    Erasing { prob: 1.0, area: [0.02, 1.0 / 3.0], aspect: [0.3, 1.0 / 0.3], mean: [0.45; 3], std: [0.225; 3] };
+const ERASING: Erasing = Erasing {
+    prob: 1.0,
+    area: [0.02, 1.0 / 3.0],
+    aspect: [0.3, 1.0 / 0.3],
+    mean: [0.45; 3],
+    std: [0.225; 3],
+};
 
 /// The pictures of `golden.png`, in the order of `golden.py`.
 fn golden() -> Vec<Vec<u8>> {
@@ -41,7 +46,7 @@ fn every_operation_is_pillows() {
     ops.extend([-0.45, 0.315].map(TranslateX));
     ops.extend([-0.45, 0.315].map(TranslateY));
     let (picture, [dark, flat]) = (&golden[0], [&golden[1 + ops.len()], &golden[4 + ops.len()]]);
-    assert_eq!(golden.len(), 7 + ops.len());
+    assert_eq!(golden.len(), 13 + ops.len());
     let mut cases: Vec<(Op, &Vec<u8>, &Vec<u8>)> =
         ops.iter().zip(&golden[1..]).map(|(op, expected)| (*op, picture, expected)).collect();
     for (from, first) in [(dark, 2 + ops.len()), (flat, 5 + ops.len())] {
@@ -52,6 +57,20 @@ fn every_operation_is_pillows() {
         let worst = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
         let off = found.iter().zip(expected).filter(|(a, b)| a != b).count();
         assert!(off == 0, "{op:?}: {off} of {TILE} bytes differ, by up to {worst} levels");
+    }
+}
+
+#[test]
+fn jitter_is_torchvisions() {
+    let golden = golden();
+    let mut expected = golden[golden.len() - 6..].iter();
+    for op in [Op::Brightness as fn(f64) -> Op, Op::Contrast, Op::Color] {
+        for factor in [0.6, 1.4] {
+            let (found, expected) = (applied(op(factor), &golden[0]), expected.next().unwrap());
+            let worst = found.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+            // torchvision cuts the grey off and keeps the mean's fraction, Pillow rounds both.
+            assert!(worst <= 1, "{:?}: {worst} levels", op(factor));
+        }
     }
 }
 
@@ -77,7 +96,10 @@ fn levels_become_timms_arguments() {
         close(found, expected);
     }
     assert_eq!(found[..3], [Op::AutoContrast, Op::Equalize, Op::Invert]);
-    assert_eq!(at(10.0, -1.0)[4..8], [Op::Posterize(0), Op::Solarize(0), Op::SolarizeAdd(110), Op::Color(0.1)]);
+    assert_eq!(
+        at(10.0, -1.0)[4..8],
+        [Op::Posterize(0), Op::Solarize(0), Op::SolarizeAdd(110), Op::Color(0.1)]
+    );
     assert_eq!(at(10.0, 1.0)[9], Op::Brightness(1.9));
 }
 
@@ -91,8 +113,11 @@ fn rand_augment_draws_what_it_says() {
     let count = draws.iter().map(Vec::len).sum::<usize>();
     assert!((7700..8300).contains(&count), "half of 16 000: {count}");
     assert!(draws.iter().any(|d| d.len() == 4) && draws.iter().any(Vec::is_empty));
-    let angles: Vec<f64> =
-        draws.iter().flatten().filter_map(|op| if let Op::Rotate(a) = op { Some(*a) } else { None }).collect();
+    let angles: Vec<f64> = draws
+        .iter()
+        .flatten()
+        .filter_map(|op| if let Op::Rotate(a) = op { Some(*a) } else { None })
+        .collect();
     let left = angles.iter().filter(|a| **a < 0.0).count();
     assert!((430..640).contains(&angles.len()) && (190..330).contains(&left), "{left} of {}", angles.len());
     let strengths: Vec<f64> = angles.iter().map(|a| a.abs() / 3.0).collect();
@@ -153,10 +178,10 @@ fn the_box_is_filled_with_new_noise_in_every_frame() {
         let inside = |p: usize| (10..50).contains(&(p % 96)) && (20..70).contains(&(p / 96));
         let pixels = frame.as_chunks::<3>().0;
         assert!((0..96 * 96).filter(|&p| !inside(p)).all(|p| pixels[p] == [9; 3]), "frame {i}");
-        for c in 0..3 {
+        for (c, (mean_of, std_of)) in erase.mean.into_iter().zip(erase.std).enumerate() {
             let values: Vec<f64> = (0..96 * 96)
                 .filter(|&p| inside(p))
-                .map(|p| (f64::from(pixels[p][c]) / 255.0 - erase.mean[c]) / erase.std[c])
+                .map(|p| (f64::from(pixels[p][c]) / 255.0 - mean_of) / std_of)
                 .collect();
             let mean = values.iter().sum::<f64>() / values.len() as f64;
             let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;

@@ -93,9 +93,28 @@ fn clips_that_cannot_be_are_refused_in_words() {
     refused(|c| c.width = 100_000, "100000x24");
     refused(|c| c.fps = f64::NAN, "NaN");
     refused(|c| c.label = Some(-3), "has no name");
+    refused(|c| c.labels = vec![0, 9], "label 9 has no name");
     refused(|c| c.split = "val".into(), "splits");
     refused(|c| c.file = 0, "clips of data/test/0.parquet");
     refused(|c| c.run_offsets.clear(), "0 offsets");
+}
+
+#[test]
+fn labels_are_found_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    write_dataset(folder.path(), Codec::Raw, &SMALL);
+    let manifest = open(folder.path()).unwrap().manifest;
+    let ids = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
+        manifest.label_ids("data.augment.no_flip", &names)
+    };
+    assert_eq!(ids(&["right", "left"]).unwrap(), [2, 1]);
+    let e = ids(&["left", "rigth"]).unwrap_err();
+    assert!(e.is_usage());
+    assert_eq!(
+        e.to_string(),
+        "understand data.augment.no_flip: the dataset has no label \"rigth\"; did you mean \"right\"?"
+    );
 }
 
 #[test]

@@ -16,13 +16,7 @@ pub struct CropBox {
 }
 
 /// A crop anywhere in the frame whose short side was resized to a size drawn from min..=max.
-pub(super) fn short_side_crop(
-    clip: &ClipMeta,
-    side: u32,
-    min: u32,
-    max: u32,
-    random: &mut Keyed,
-) -> CropBox {
+pub(super) fn short_side_crop(clip: &ClipMeta, side: u32, min: u32, max: u32, random: &mut Keyed) -> CropBox {
     let short = min + random.below(u64::from(max - min) + 1) as u32;
     let ((rw, rh), scale) = resized(clip, short);
     let x = random.below((rw - u64::from(side)) + 1);
@@ -43,12 +37,7 @@ pub(super) fn eval_crop(clip: &ClipMeta, short: u32, side: u32, along: f64) -> C
 }
 
 /// torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest centred box.
-pub(super) fn resized_crop(
-    clip: &ClipMeta,
-    area: [f64; 2],
-    aspect: [f64; 2],
-    random: &mut Keyed,
-) -> CropBox {
+pub(super) fn resized_crop(clip: &ClipMeta, area: [f64; 2], aspect: [f64; 2], random: &mut Keyed) -> CropBox {
     let (w, h) = (f64::from(clip.width), f64::from(clip.height));
     for _ in 0..10 {
         let target = w * h * random.between(area[0], area[1]);

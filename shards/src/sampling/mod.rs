@@ -20,6 +20,7 @@ use crops::{eval_crop, resized_crop, short_side_crop};
 
 /// Which part of the frames is shown.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a stream has one")]
 pub enum View {
     /// A random window, crop and flip.
     Train {

@@ -185,7 +185,11 @@ impl Batches {
             place: sample.clip,
             position: sample.position,
             first_view,
-            labels: if meta.labels.is_empty() { meta.label.into_iter().collect() } else { meta.labels.clone() },
+            labels: if meta.labels.is_empty() {
+                meta.label.into_iter().collect()
+            } else {
+                meta.labels.clone()
+            },
             frames,
             cuts,
         }

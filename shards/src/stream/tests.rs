@@ -325,7 +325,6 @@ fn impossible_passes_are_refused_in_words() {
     assert!(refused(TrainPass { clip: ClipSpec { frames: 0, ..WINDOW }, ..bench.pass() }).contains("frames"));
 }
 
-
 #[test]
 fn a_repeated_clip_is_shown_again_and_drawn_anew() {
     let bench = bench(Codec::Raw);
@@ -425,10 +424,13 @@ fn measure_decoding() {
         ("crop and flip", train_view(224, 256, 320, 0.5)),
         ("RandAugment m7-n4", with(|a| (a.color_jitter, a.erasing) = (None, None))),
         ("colour jitter", with(|a| (a.rand_augment, a.erasing) = (None, None))),
-        ("erasing at 0.25", with(|a| {
-            (a.rand_augment, a.color_jitter) = (None, None);
-            a.erasing.iter_mut().for_each(|e| e.prob = 0.25);
-        })),
+        (
+            "erasing at 0.25",
+            with(|a| {
+                (a.rand_augment, a.color_jitter) = (None, None);
+                a.erasing.iter_mut().for_each(|e| e.prob = 0.25);
+            }),
+        ),
     ];
     for (name, view) in views {
         let pass = TrainPass { clip, view, end: 25, ..bench.pass() };

@@ -1,7 +1,8 @@
 //! Compares a network with the numbers that its reference implementation wrote.
 //!
 //! A reference is a set of tensors: `w.*` the weights under the reference's names, `in.0`, `in.1`, ... the
-//! inputs, `out` the logits in evaluation mode, and `g.*` the gradients of the mean of the squared logits.
+//! inputs, `out` the logits in evaluation mode, `g.*` the gradients of the mean of the squared logits, and `train`
+//! the frames and the crop of training where they are not the inputs'. `scripts/reference.py` writes them.
 
 use crate::{Error, Model, Result, named::Role, presets};
 use std::collections::HashMap;
@@ -30,14 +31,31 @@ impl Report {
     }
 }
 
-/// Builds the preset `name` for the reference's number of classes and compares it on `device`.
-pub fn check(name: &str, reference: HashMap<String, Tensor>, grad: bool, device: Device) -> Result<Report> {
+/// Builds the preset `name` for the reference's number of classes and compares it on `device`, computing in
+/// float64 with `double`.
+pub fn check(
+    name: &str,
+    reference: HashMap<String, Tensor>,
+    grad: bool,
+    double: bool,
+    device: Device,
+) -> Result<Report> {
     let cfg = presets(name)?;
     let out = tensor(&reference, "out")?;
     let classes = out.size().get(1).copied().unwrap_or(0);
     let clip = inputs(&reference)?.pop().ok_or_else(|| Error::Reference("it has no in.0".into()))?;
     let size = |axis: usize| clip.size().get(axis).copied().unwrap_or(0);
-    let mut model = Model::new(&cfg, classes, size(2), size(3), device)?;
+    let [frames, crop] = match reference.get("train") {
+        None => [size(2), size(3).min(size(4))],
+        Some(train) => Vec::<i64>::try_from(train)
+            .ok()
+            .and_then(|v| v.try_into().ok())
+            .ok_or_else(|| Error::Reference("train is not [frames, crop]".into()))?,
+    };
+    let mut model = Model::new(&cfg, classes, frames, crop, device)?;
+    if double {
+        model.to_double()?;
+    }
     compare(&mut model, reference, grad)
 }
 
@@ -49,7 +67,7 @@ pub fn compare(model: &mut Model, mut reference: HashMap<String, Tensor>, grad: 
     let device = model.device();
     let inputs = inputs(&reference)?
         .iter()
-        .map(|t| t.f_to_device(device))
+        .map(|t| t.f_to_device(device)?.f_to_kind(model.kind()))
         .collect::<std::result::Result<Vec<_>, TchError>>()
         .map_err(Error::torch("move the inputs"))?;
     let out = tensor(&reference, "out")?;
@@ -61,7 +79,7 @@ pub fn compare(model: &mut Model, mut reference: HashMap<String, Tensor>, grad: 
         let ours = model.forward_pathways(&inputs, false)?;
         errors.push(deviation("out", &ours, out)?);
         ours.f_square()
-            .and_then(|s| s.f_mean(Kind::Float)?.f_backward())
+            .and_then(|s| s.f_mean(None::<Kind>)?.f_backward())
             .map_err(Error::torch("run the backward pass"))?;
         for named in model.tensors() {
             if let Role::Weight { .. } = named.role {

@@ -21,6 +21,8 @@ pub struct Deviation {
     /// `out`, or `g.` and the parameter's name.
     pub name: String,
     /// Largest absolute difference over the reference's largest absolute value. Not a number counts as infinite.
+    /// A bias's gradient is measured by its layer's weight if that is larger: it may be zero but for rounding, as
+    /// that of keys is, which a softmax over them cannot see.
     pub relative: f64,
 }
 
@@ -74,17 +76,19 @@ pub fn compare(model: &mut Model, mut reference: HashMap<String, Tensor>, grad: 
     let mut errors = vec![];
     if !grad {
         let ours = no_grad(|| model.forward_pathways(&inputs, false))?;
-        errors.push(deviation("out", &ours, out)?);
+        errors.push(deviation("out", &ours, out, None)?);
     } else {
         let ours = model.forward_pathways(&inputs, false)?;
-        errors.push(deviation("out", &ours, out)?);
+        errors.push(deviation("out", &ours, out, None)?);
         ours.f_square()
             .and_then(|s| s.f_mean(None::<Kind>)?.f_backward())
             .map_err(Error::torch("run the backward pass"))?;
         for named in model.tensors() {
             if let Role::Weight { .. } = named.role {
                 let key = format!("g.{}", named.name);
-                errors.push(deviation(&key, &named.tensor.grad(), tensor(&reference, &key)?)?);
+                let beside = key.strip_suffix(".bias").and_then(|l| reference.get(&format!("{l}.weight")));
+                let theirs = tensor(&reference, &key)?;
+                errors.push(deviation(&key, &named.tensor.grad(), theirs, beside)?);
             }
         }
     }
@@ -106,7 +110,7 @@ fn inputs(reference: &HashMap<String, Tensor>) -> Result<Vec<Tensor>> {
     Ok(inputs)
 }
 
-fn deviation(name: &str, ours: &Tensor, theirs: &Tensor) -> Result<Deviation> {
+fn deviation(name: &str, ours: &Tensor, theirs: &Tensor, beside: Option<&Tensor>) -> Result<Deviation> {
     if !ours.defined() {
         return Err(Error::Reference(format!("{name}: the network gives this parameter no gradient")));
     }
@@ -117,9 +121,9 @@ fn deviation(name: &str, ours: &Tensor, theirs: &Tensor) -> Result<Deviation> {
     let measure = || {
         let wide = |t: &Tensor| t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double);
         let (ours, theirs) = (wide(ours)?, wide(theirs)?);
-        let largest = theirs.f_abs()?.f_max()?.f_double_value(&[])?;
-        let gap = (ours - theirs).f_abs()?.f_max()?.f_double_value(&[])?;
-        Ok((gap, largest))
+        let largest = |t: &Tensor| t.f_abs()?.f_max()?.f_double_value(&[]);
+        let beside = beside.map_or(Ok(0.0), largest)?;
+        Ok((largest(&(ours - &theirs))?, largest(&theirs)?.max(beside)))
     };
     let (gap, largest) = measure().map_err(Error::torch(format!("measure {name}")))?;
     let relative = if gap == 0.0 { 0.0 } else { gap / largest };

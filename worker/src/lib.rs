@@ -9,6 +9,7 @@ pub mod error;
 pub mod evaluate;
 pub mod feed;
 pub mod metrics;
+pub mod models;
 pub mod optim;
 pub mod parity;
 pub mod predict;

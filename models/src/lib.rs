@@ -21,5 +21,5 @@ mod swin;
 pub use error::{Error, Result};
 pub use model::Model;
 pub use named::{Named, Role};
-pub use pass::{Exchange, NormMode};
+pub use pass::{BlockFn, Exchange, NormMode, Recompute};
 pub use registry::{CLASSES, PRESETS, Preset, presets};

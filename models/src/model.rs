@@ -1,14 +1,14 @@
 //! A network with its tensors.
 
 use crate::{
-    Error, NormMode, Result,
+    Error, NormMode, Recompute, Result,
     named::{Named, Registry, Role, Scope},
     pass::Pass,
     resnet3d::ResNet3d,
     slowfast::SlowFast,
     swin::Swin,
 };
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 use tch::{Device, Kind, Tensor};
 
 /// What every network can do.
@@ -120,6 +120,12 @@ impl Model {
     /// Its loss must be multiplied by zero.
     pub fn set_absent(&mut self, absent: bool) {
         self.pass.absent = absent;
+    }
+
+    /// Activation checkpointing of each residual and transformer block while training; none at first. Residual
+    /// blocks with synchronised norms keep their activations all the same.
+    pub fn set_recompute(&mut self, recompute: Option<Arc<dyn Recompute>>) {
+        self.pass.recompute = recompute;
     }
 
     /// Multiply-adds, in 1e9, of a forward pass on one clip: convolutions, linear layers and the products of

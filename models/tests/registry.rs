@@ -12,9 +12,15 @@ fn parameter_counts_are_the_references() {
         ("slow_r50", 32_454_096),
         ("i3d_r50", 28_043_472),
         ("c2d_r50", 24_327_632),
+        ("slowfast_16x8_r101_nl", 60_080_088),
+        ("i3d_nln_r50", 35_401_936),
+        ("c2d_nln_r50", 31_686_096),
         ("swin3d_t", 28_158_070),
         ("swin3d_s", 49_816_678),
         ("swin3d_b", 88_048_984),
+        // The paper's 197.0 and 200.0 million.
+        ("swin3d_l", 196_953_916),
+        ("swin3d_l_384", 199_999_516),
     ] {
         let preset = PRESETS.iter().find(|p| p.name == name).unwrap();
         assert_eq!(preset.parameters().unwrap(), expected, "{name}");

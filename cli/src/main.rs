@@ -51,6 +51,9 @@ enum Command {
     Predict(predict::Args),
     /// Draw a run's curves and predictions as one HTML page
     Report(report::Args),
+    /// List the named networks with their size and cost (marey-worker models)
+    #[command(disable_help_flag = true)]
+    Models(Rest),
     /// Compare a model with a reference implementation's tensors (marey-worker parity)
     #[command(disable_help_flag = true)]
     Parity(Rest),
@@ -82,6 +85,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Coordinator(rest) => become_sibling(COORDINATOR, None, &rest.args),
         Command::Worker(rest) => become_sibling(WORKER, Some("run"), &rest.args),
         Command::Eval(rest) => become_sibling(WORKER, Some("eval"), &rest.args),
+        Command::Models(rest) => become_sibling(WORKER, Some("models"), &rest.args),
         Command::Parity(rest) => become_sibling(WORKER, Some("parity"), &rest.args),
         Command::Predict(args) => predict::command(&args),
         Command::Report(args) => report::command(&args),

@@ -23,5 +23,5 @@ pub use depth::{Layer, layers};
 pub use error::{Error, Result};
 pub use model::Model;
 pub use named::{Named, Role};
-pub use pass::{Exchange, NormMode};
-pub use registry::{PRESETS, presets};
+pub use pass::{BlockFn, Exchange, NormMode, Recompute};
+pub use registry::{CLASSES, PRESETS, Preset, presets};

@@ -1,14 +1,14 @@
 //! A network with its tensors.
 
 use crate::{
-    Error, NormMode, Result,
+    Error, NormMode, Recompute, Result,
     named::{Named, Registry, Role, Scope},
     pass::Pass,
     resnet3d::ResNet3d,
     slowfast::SlowFast,
     swin::Swin,
 };
-use std::{cell::RefCell, collections::HashMap};
+use std::{cell::RefCell, collections::HashMap, sync::Arc};
 use tch::{Device, Kind, Tensor};
 
 /// What every network can do.
@@ -101,8 +101,7 @@ impl Model {
         let pass = Pass { train, ..self.pass.clone() };
         let logits = self.network.forward(inputs, &pass)?;
         // Whatever autocast made of them.
-        let kind = if self.is_double() { Kind::Double } else { Kind::Float };
-        logits.f_to_kind(kind).map_err(|e| Error::layer("logits", &logits, e))
+        logits.f_to_kind(self.kind()).map_err(|e| Error::layer("logits", &logits, e))
     }
 
     /// Where batch norms take their statistics from while training; at first [`NormMode::Local`].
@@ -123,6 +122,12 @@ impl Model {
         self.pass.absent = absent;
     }
 
+    /// Activation checkpointing of each residual and transformer block while training; none at first. Residual
+    /// blocks with synchronised norms keep their activations all the same.
+    pub fn set_recompute(&mut self, recompute: Option<Arc<dyn Recompute>>) {
+        self.pass.recompute = recompute;
+    }
+
     /// Multiply-adds, in 1e9, of a forward pass on one clip: convolutions, linear layers and the products of
     /// attention, as papers and fvcore count; neither norms nor pooling. Computed from the layers' shapes.
     pub fn gflops(&self, frames: i64, height: i64, width: i64) -> f64 {
@@ -138,8 +143,9 @@ impl Model {
         Ok(())
     }
 
-    fn is_double(&self) -> bool {
-        self.registry.tensors.first().is_some_and(|n| n.tensor.kind() == Kind::Double)
+    /// Float32, or float64 after [`Model::to_double`].
+    pub fn kind(&self) -> Kind {
+        self.registry.tensors.first().map_or(Kind::Float, |n| n.tensor.kind())
     }
 
     /// What is trained and saved, in the reference's order; handles on the network's own tensors.

@@ -10,7 +10,7 @@ use crate::{
     named::Scope,
     non_local::NonLocal,
     norm::{BatchNorm, ConvNorm},
-    pass::Pass,
+    pass::{Block, Pass},
 };
 use tch::Tensor;
 
@@ -63,7 +63,7 @@ pub(crate) struct StageSpec<'a> {
 /// A row of residual blocks, of which only the first strides, some followed by a non-local block.
 #[derive(Debug)]
 pub(crate) struct Stage {
-    blocks: Vec<(Block, Option<NonLocal>)>,
+    blocks: Vec<(Block<Residual>, Option<NonLocal>)>,
 }
 
 impl Stage {
@@ -80,19 +80,20 @@ impl Stage {
             let first = i == 0;
             let inputs = if first { spec.inputs } else { outputs };
             let stride = if first { spec.stride } else { 1 };
-            let block = Block::new(&at.sub(format_args!("res_blocks.{i}")), &spec, temporal, inputs, stride)?;
+            let block =
+                Residual::new(&at.sub(format_args!("res_blocks.{i}")), &spec, temporal, inputs, stride)?;
             let non_local = cfg
                 .filter(|_| follows.contains(&(i as u32)))
                 .map(|cfg| NonLocal::new(&at.sub(format_args!("non_local.{i}")), cfg, outputs))
                 .transpose()?;
-            Ok((block, non_local))
+            Ok((Block::new(block), non_local))
         });
         Ok(Self { blocks: blocks.collect::<Result<_>>()? })
     }
 
     pub(crate) fn forward(&self, x: Tensor, pass: &Pass) -> Result<Tensor> {
         self.blocks.iter().try_fold(x, |x, (block, non_local)| {
-            let x = block.forward(&x, pass)?;
+            let x = block.run(&x, pass, Residual::forward)?;
             match non_local {
                 Some(non_local) => non_local.forward(&x, pass),
                 None => Ok(x),
@@ -103,20 +104,20 @@ impl Stage {
     /// Multiply-adds on one clip's features of size (T, H, W), and the size that comes out.
     pub(crate) fn cost(&self, size: [i64; 3]) -> (u64, [i64; 3]) {
         self.blocks.iter().fold((0, size), |(sum, size), (block, non_local)| {
-            let (cost, size) = block.cost(size);
+            let (cost, size) = block.get().cost(size);
             (sum + cost + non_local.as_ref().map_or(0, |n| n.cost(size)), size)
         })
     }
 }
 
 #[derive(Debug)]
-struct Block {
+struct Residual {
     name: String,
     shortcut: Option<ConvNorm>,
     branch: Vec<ConvNorm>,
 }
 
-impl Block {
+impl Residual {
     fn new(at: &Scope, spec: &StageSpec, t: i64, inputs: i64, stride: i64) -> Result<Self> {
         let inner = spec.inner;
         let outputs = inner * spec.kind.expansion();

@@ -6,7 +6,7 @@ use std::{path::PathBuf, process::ExitCode};
 use worker::{
     Error, Result,
     device::{Device, parse_devices},
-    evaluate, parity, predict, supervise,
+    evaluate, models, parity, predict, supervise,
     trainer::{self, TrainerOptions},
 };
 
@@ -51,6 +51,8 @@ enum Command {
     Eval(evaluate::EvalArgs),
     /// Name the action in a video that was ingested.
     Predict(predict::PredictArgs),
+    /// List the named networks with their size and cost.
+    Models(models::ModelsArgs),
     /// Compare a model with a reference implementation's tensors.
     Parity(parity::ParityArgs),
 }
@@ -93,6 +95,7 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),
         Command::Predict(args) => predict::command(args).map(|()| 0),
+        Command::Models(args) => models::command(&args).map(|()| 0),
         Command::Parity(args) => parity::command(args),
     }
 }

@@ -10,7 +10,7 @@ use crate::{
 use tch::{TchError, Tensor};
 
 #[derive(Debug)]
-pub(super) struct Block {
+pub(super) struct WindowBlock {
     name: String,
     /// Uses the shifted grid.
     pub(super) shifted: bool,
@@ -21,7 +21,7 @@ pub(super) struct Block {
     mlp: [Linear; 2],
 }
 
-impl Block {
+impl WindowBlock {
     pub(super) fn new(
         at: &Scope,
         [dim, hidden]: [i64; 2],

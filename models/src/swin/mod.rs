@@ -10,9 +10,10 @@ use crate::{
     layers::{Conv3d, LayerNorm, Linear, volume},
     model::Network,
     named::Scope,
-    pass::Pass,
+    pass::{Block, Pass, lock},
 };
-use block::Block;
+use block::WindowBlock;
+use std::sync::Mutex;
 use tch::{Kind, Tensor};
 use window::{Grid, relative_position_index};
 
@@ -34,7 +35,7 @@ pub(crate) struct Swin {
 
 #[derive(Debug)]
 struct Stage {
-    blocks: Vec<Block>,
+    blocks: Vec<Block<WindowBlock>>,
     merge: Option<Merge>,
 }
 
@@ -55,7 +56,8 @@ impl Swin {
                 let rate = cfg.drop_path * f64::from(before + j) / f64::from(total.max(2) - 1);
                 let at = at.sub(format_args!("features.{}.{j}", 2 * i));
                 let hidden = (dim as f64 * cfg.mlp_ratio) as i64;
-                Block::new(&at, [dim, hidden], i64::from(heads), &index, j % 2 == 1, rate)
+                WindowBlock::new(&at, [dim, hidden], i64::from(heads), &index, j % 2 == 1, rate)
+                    .map(Block::new)
             });
             let blocks = blocks.collect::<Result<_>>()?;
             let last = i + 1 == cfg.depths.len();
@@ -116,15 +118,18 @@ impl Stage {
         let still = Grid::new([t, h, w], window, false);
         let shifted = Grid::new([t, h, w], window, true);
         // The shifted blocks of a stage share one mask.
-        let mask = match self.blocks.iter().any(|b| b.shifted) {
+        let mask = match self.blocks.iter().any(|b| b.get().shifted) {
             true => shifted.mask(x.device())?,
             false => None,
         };
         for block in &self.blocks {
-            x = match block.shifted {
-                true => block.forward(&x, &shifted, mask.as_ref(), pass)?,
-                false => block.forward(&x, &still, None, pass)?,
+            let (grid, mask) = match block.get().shifted {
+                true => (shifted, mask.as_ref().map(Tensor::shallow_clone)),
+                false => (still, None),
             };
+            let mask = Mutex::new(mask);
+            x = block
+                .run(&x, pass, move |block, x, pass| block.forward(x, &grid, lock(&mask).as_ref(), pass))?;
         }
         match &self.merge {
             Some(merge) => merge.forward(&x),
@@ -135,7 +140,10 @@ impl Stage {
     /// Multiply-adds on one clip's tokens (T, H, W), and the size that comes out.
     fn cost(&self, size: [i64; 3], window: [i64; 3]) -> (u64, [i64; 3]) {
         let tokens = volume(size);
-        let cost = |b: &Block| b.cost(tokens, &Grid::new(size, window, b.shifted));
+        let cost = |b: &Block<WindowBlock>| {
+            let b = b.get();
+            b.cost(tokens, &Grid::new(size, window, b.shifted))
+        };
         let blocks: u64 = self.blocks.iter().map(cost).sum();
         match &self.merge {
             None => (blocks, size),

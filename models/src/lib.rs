@@ -1,7 +1,8 @@
 //! Video networks on libtorch, with weights under the reference implementations' names.
 //!
 //! [`Model`] is a network with its tensors, built from a [`configs::Model`]: SlowFast as in pytorchvideo,
-//! Video Swin as in torchvision. It does no I/O; [`parity`] compares it with a reference's numbers.
+//! Video Swin as in torchvision. It does no I/O; [`parity`] compares it with a reference's numbers, and [`weights`]
+//! fills it with those of other implementations.
 
 mod error;
 mod layers;
@@ -12,6 +13,7 @@ mod registry;
 mod resnet;
 mod slowfast;
 mod swin;
+pub mod weights;
 
 pub use error::{Error, Result};
 pub use model::{Model, Network};

@@ -123,7 +123,13 @@ mod tests {
         let image = random(&[4, 3, 7, 7]);
         let (kernel, change) = fitted("blocks.0.conv.weight", &image, &[4, 3, 5, 7, 7], true).unwrap();
         assert_eq!(change, Change::Inflated);
-        assert!((kernel.sum_dim_intlist([2i64].as_slice(), false, Kind::Float) - &image).abs().max().double_value(&[]) < 1e-6);
+        assert!(
+            (kernel.sum_dim_intlist([2i64].as_slice(), false, Kind::Float) - &image)
+                .abs()
+                .max()
+                .double_value(&[])
+                < 1e-6
+        );
         assert!(kernel.select(2, 0).equal(&kernel.select(2, 4)));
         let (same, change) = fitted("blocks.0.conv.weight", &image, &[4, 3, 1, 7, 7], true).unwrap();
         assert!(change == Change::None && same.select(2, 0).equal(&image));
@@ -149,11 +155,13 @@ mod tests {
         for offset in 0..3 {
             assert!(table.narrow(0, 25 * offset, 25).equal(&image), "offset {offset} in time");
         }
-        // A plane stays one under bicubic resizing, away from the border.
-        let plane = Tensor::arange(9, (Kind::Float, Device::Cpu)).repeat([9, 1]).reshape([81, 1]);
-        let (table, _) = fitted("attn.relative_position_bias_table", &plane, &[75, 1], true).unwrap();
-        let rows = Vec::<f32>::try_from(table.narrow(0, 0, 25).flatten(0, -1)).unwrap();
-        assert!((rows[12] - 4.0).abs() < 1e-5 && (rows[11] - 2.2).abs() < 1e-5, "{rows:?}");
+        // torch.nn.functional.interpolate(torch.arange(9.).repeat(9, 1)[None, None], (5, 5), mode="bicubic")[0, 0, 0]
+        let expected = [0.3160, 2.2480, 4.0000, 5.7520, 7.6840];
+        let ramp = Tensor::arange(9, (Kind::Float, Device::Cpu)).repeat([9, 1]).reshape([81, 1]);
+        let (table, _) = fitted("attn.relative_position_bias_table", &ramp, &[75, 1], true).unwrap();
+        for (i, expected) in expected.into_iter().enumerate() {
+            assert!((table.double_value(&[i as i64, 0]) - expected).abs() < 1e-4, "{i}");
+        }
         assert!(fitted("attn.relative_position_bias_table", &random(&[24, 2]), &[75, 2], true).is_none());
     }
 
@@ -163,7 +171,10 @@ mod tests {
         let short = random(&[25, 2]);
         let (table, _) = fitted("attn.relative_position_bias_table", &short, &[75, 2], false).unwrap();
         assert!(table.narrow(0, 50, 25).equal(&short));
-        let five = Tensor::cat(&(0..5).map(|i| Tensor::full([25, 1], i, (Kind::Float, Device::Cpu))).collect::<Vec<_>>(), 0);
+        let five = Tensor::cat(
+            &(0..5).map(|i| Tensor::full([25, 1], i, (Kind::Float, Device::Cpu))).collect::<Vec<_>>(),
+            0,
+        );
         let (table, _) = fitted("attn.relative_position_bias_table", &five, &[75, 1], false).unwrap();
         let steps = [0, 25, 50].map(|row| table.double_value(&[row, 0]));
         assert_eq!(steps, [0.0, 2.0, 4.0]);

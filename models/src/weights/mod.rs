@@ -131,9 +131,10 @@ impl Source {
         let places = naming::Places::new(targets.iter().map(|t| t.name.as_str()));
         let mut sources: HashMap<String, &Found> =
             self.tensors.iter().map(|(name, found)| (places.of(name), found)).collect();
-        let classifier_fits = targets.iter().filter(|t| is_classifier(&t.name)).all(|t| {
-            sources.get(&t.name).is_some_and(|found| found.tensor.size() == t.tensor.size())
-        });
+        let classifier_fits = targets
+            .iter()
+            .filter(|t| is_classifier(&t.name))
+            .all(|t| sources.get(&t.name).is_some_and(|found| found.tensor.size() == t.tensor.size()));
 
         let mut report = Report { source: self.describe(), ..Report::default() };
         let (mut missing, mut misshapen, mut filled) = (vec![], vec![], HashMap::new());

@@ -4,7 +4,7 @@
 //! `head.proj.weight`), for which [`Places`] knows the place in a given network; Swins get torchvision's names
 //! for Video Swin at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// A package's way of naming a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub(super) fn is_classifier(name: &str) -> bool {
 
 /// Whether this is our name of a part of a non-local block.
 pub(super) fn is_non_local(name: &str) -> bool {
-    name.contains("nonlocal") || name.contains("non_local")
+    name.contains(".non_local.")
 }
 
 /// Where an image ResNet's layers lie in a network under pytorchvideo's names: their blocks' numbers depend on

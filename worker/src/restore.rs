@@ -6,8 +6,8 @@ use crate::{
     checkpoint::{layout::Header, load},
     device::Device,
     feed, metrics,
+    trainer::autocast,
 };
-use collective::Autocast;
 use configs::{Config, Precision};
 use models::Model;
 use shards::{
@@ -70,7 +70,7 @@ impl Restored {
         let location = Location::parse(checkpoint)?;
         let loaded = runtime.block_on(load::open(&location, |text| tracing::warn!("{text}")))?;
         let (config, url) = (loaded.config()?, loaded.url.clone());
-        let (header, tensors, _) = loaded.into_parts();
+        let (header, parts) = loaded.into_parts();
         let data = &config.data;
         let mut model = Model::new(
             &config.model,
@@ -79,7 +79,7 @@ impl Restored {
             i64::from(data.augment.crop),
             device,
         )?;
-        model.load(tensors)?;
+        model.load(parts.model)?;
         if config.train.channels_last {
             model.to_channels_last()?;
         }
@@ -117,6 +117,7 @@ impl Restored {
                 crop: data.eval.crop,
                 clips: views.clips,
                 crops: views.crops,
+                sampling: feed::test_sampling(&self.config),
             },
         };
         let stream = Stream::eval(dataset.clone(), pass, &options)?;
@@ -152,10 +153,7 @@ pub fn score(
         }
         let rows = {
             let _no_grad = tch::no_grad_guard();
-            let _autocast = match precision {
-                Precision::Bf16 => Some(Autocast::bf16(normalise.device)?),
-                Precision::Fp32 => None,
-            };
+            let _autocast = autocast(precision, normalise.device)?;
             metrics::probabilities(&model.forward(&normalise.tensor(&batch)?, false)?)?
         };
         for (i, row) in rows.into_iter().enumerate() {

@@ -165,10 +165,10 @@ fn restore(run: &PathBuf) -> Model {
     let location = Location::parse(text(run)).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let loaded = runtime.block_on(load::open(&location, |text| panic!("{text}"))).unwrap();
-    let (config, (header, weights, _)) = (loaded.config().unwrap(), loaded.into_parts());
+    let (config, (header, parts)) = (loaded.config().unwrap(), loaded.into_parts());
     let (frames, crop) = (config.data.frames.into(), config.data.augment.crop.into());
     let mut model = Model::new(&config.model, header.classes as i64, frames, crop, Device::Cpu).unwrap();
-    model.load(weights).unwrap();
+    model.load(parts.model).unwrap();
     model
 }
 

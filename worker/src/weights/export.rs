@@ -1,6 +1,6 @@
 //! `marey export`: a checkpoint's weights as one safetensors file that its reference implementation loads.
 
-use super::{published, runtime};
+use super::runtime;
 use crate::{
     Error, Result,
     checkpoint::{load, save},
@@ -13,7 +13,8 @@ use tch::Kind;
 /// `marey export`
 #[derive(Clone, Debug, clap::Args)]
 pub struct ExportArgs {
-    /// A run (its newest whole checkpoint is taken) or one checkpoints/step-N folder.
+    /// A run (its newest whole checkpoint is taken) or one checkpoints/step-N folder. Averaged weights are
+    /// preferred.
     #[arg(long)]
     pub checkpoint: String,
     /// The safetensors file to write: the reference's `state_dict`, floats as float32.
@@ -25,10 +26,11 @@ pub struct ExportArgs {
 pub fn command(args: ExportArgs) -> Result<()> {
     let location = Location::parse(&args.checkpoint)?;
     let loaded = runtime()?.block_on(load::open(&location, |text| tracing::warn!("{text}")))?;
-    let (config, header, url) = (loaded.config()?, loaded.header.clone(), loaded.url.clone());
+    let (config, url) = (loaded.config()?, loaded.url.clone());
+    let (header, parts) = loaded.into_parts();
     let (frames, crop) = (i64::from(config.data.frames), i64::from(config.data.augment.crop));
     let mut model = Model::new(&config.model, header.classes as i64, frames, crop, tch::Device::Cpu)?;
-    model.load(published(loaded))?;
+    model.load(parts.model)?;
 
     let mut tensors = model.state_dict();
     for (_, tensor) in tensors.iter_mut().filter(|(_, t)| t.is_floating_point()) {

@@ -1,13 +1,12 @@
 //! `train.init`: a new run begins with the weights of another, or with imported ones.
 
-use super::published;
 use crate::{Result, checkpoint::load};
 use configs::Config;
 use models::{Model, weights::Source};
 use storage::Location;
 
 /// Fills `model`, built from `config` for `labels`, with the weights of the run or checkpoint at `url`; optimizer
-/// state and position are left there. `log` gets (level, text) of what was taken and what starts fresh.
+/// state and position are left there, and averaged weights are preferred. `log` gets (level, text) of what was taken and what starts fresh.
 pub async fn start(
     url: &str,
     config: &Config,
@@ -16,8 +15,9 @@ pub async fn start(
     mut log: impl FnMut(&str, String),
 ) -> Result<()> {
     let loaded = load::open(&Location::parse(url)?, |text| log("warn", text)).await?;
-    let (header, folder) = (loaded.header.clone(), loaded.url.clone());
-    let source = Source::read(published(loaded))?;
+    let folder = loaded.url.clone();
+    let (header, parts) = loaded.into_parts();
+    let source = Source::read(parts.model)?;
     let report = source.load_into(model, &config.model)?;
     let fresh = match &report.fresh[..] {
         [] => String::new(),

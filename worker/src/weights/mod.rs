@@ -4,15 +4,9 @@ pub mod export;
 pub mod import;
 pub mod init;
 
-use crate::{Error, Result, checkpoint::Loaded, checkpoint::load::tensors_of};
+use crate::{Error, Result, checkpoint::load::tensors_of};
 use std::{collections::HashMap, path::Path};
 use tch::Tensor;
-
-/// The weights of a checkpoint that others are to use, by their references' names.
-fn published(loaded: Loaded) -> HashMap<String, Tensor> {
-    let (_, model, _) = loaded.into_parts();
-    model
-}
 
 /// The tensors of a safetensors file.
 fn read(path: &Path) -> Result<HashMap<String, Tensor>> {

@@ -17,23 +17,35 @@ fn image_models_are_inflated() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| dir.path().join(name);
     python("images", dir.path());
-    let files_names = at("pretrained/model.safetensors");
-    std::fs::copy(files_names, at("transformers_swin_t_file.safetensors")).unwrap();
+    let file = at("pretrained/model.safetensors");
+    std::fs::rename(file, at("transformers_swin_t_file.safetensors")).unwrap();
     std::fs::copy(at("transformers_swin_t.io"), at("transformers_swin_t_file.io")).unwrap();
 
     // On a clip of equal frames an inflated network sees what the image network saw. C2D: exactly, at every
     // frame. Swin: a window holds all frames, whose keys are the same, so its attention is the image's.
     for (name, model, source) in [
-        ("torchvision_resnet50", "c2d_r50", "torchvision/timm resnet50 (2D), 10 classes"),
-        ("timm_resnet50", "c2d_r50", "torchvision/timm resnet50 (2D), 10 classes"),
-        ("transformers_resnet50", "c2d_r50", "transformers resnet50 (2D), 10 classes"),
-        ("torchvision_swin_t", "swin3d_t", "torchvision swin_t (2D), 10 classes"),
-        ("timm_swin_t", "swin3d_t", "timm swin_t (2D), 10 classes"),
-        ("transformers_swin_t", "swin3d_t", "transformers swin_t (2D), 10 classes"),
-        ("transformers_swin_t_file", "swin3d_t", "transformers swin_t (2D), 10 classes"),
+        (
+            "torchvision_resnet50",
+            "arch = \"resnet3d\"\nkind = \"c2d\"",
+            "torchvision/timm resnet50 (2D), 10 classes",
+        ),
+        (
+            "timm_resnet50",
+            "arch = \"resnet3d\"\nkind = \"c2d\"",
+            "torchvision/timm resnet50 (2D), 10 classes",
+        ),
+        (
+            "transformers_resnet50",
+            "arch = \"resnet3d\"\nkind = \"c2d\"",
+            "transformers resnet50 (2D), 10 classes",
+        ),
+        ("torchvision_swin_t", "arch = \"video_swin\"", "torchvision swin_t (2D), 10 classes"),
+        ("timm_swin_t", "arch = \"video_swin\"", "timm swin_t (2D), 10 classes"),
+        ("transformers_swin_t", "arch = \"video_swin\"", "transformers swin_t (2D), 10 classes"),
+        ("transformers_swin_t_file", "arch = \"video_swin\"", "transformers swin_t (2D), 10 classes"),
     ] {
-        let weights = at(&format!("{name}.safetensors"));
-        let report = import(&weights, &at(&format!("{name}_run")), &["--model", model, "--classes", "10"]);
+        let (weights, recipe) = (at(&format!("{name}.safetensors")), recipe(dir.path(), model));
+        let report = import(&weights, &at(&format!("{name}_run")), &["--config", &recipe, "--classes", "10"]);
         assert_eq!(report["source"], source, "{name}");
         assert_eq!(report["fresh"], serde_json::json!([]), "{name}");
         assert_eq!(report["unused"], serde_json::json!([]), "{name}");
@@ -63,7 +75,8 @@ fn image_models_are_inflated() {
     assert!(relative(&over_time, &image["layer3.1.conv1.weight"]) < 1e-6);
 
     // I3D reaches over time in its stem too, and its stages have other numbers.
-    import(&resnet, &at("i3d"), &["--model", "i3d_r50", "--classes", "10"]);
+    let i3d = recipe(dir.path(), "arch = \"resnet3d\"\nkind = \"i3d\"");
+    import(&resnet, &at("i3d"), &["--config", &i3d, "--classes", "10"]);
     let stem = named(&restore(&at("i3d")), "blocks.0.conv.weight");
     assert_eq!(stem.size()[2], 5);
     assert!(relative(&(stem.select(2, 3) * 5), &image["conv1.weight"]) < 1e-6);
@@ -158,6 +171,28 @@ fn import(weights: &Path, out: &Path, more: &[&str]) -> Value {
     let said = import_output(weights, out, more);
     assert!(said.status.success(), "{weights:?}: {}", String::from_utf8_lossy(&said.stderr));
     serde_json::from_slice(&said.stdout).unwrap()
+}
+
+/// Writes a recipe with this `[model]`.
+fn recipe(folder: &Path, model: &str) -> String {
+    let path = folder.join("recipe.toml");
+    let job = r#"
+        [data]
+        url = "clips"
+        lanes = 1
+        frames = 8
+        augment = { crop = 224, scale = { kind = "short_side", min = 256, max = 320 } }
+        eval = { short_side = 256, crop = 224 }
+        [train]
+        epochs = 1
+        global_batch = 1
+        [optimizer]
+        kind = "sgd"
+        lr = 0.1
+        [model]
+        "#;
+    std::fs::write(&path, format!("{job}{model}\n")).unwrap();
+    text(&path).into()
 }
 
 /// The model in a run's newest checkpoint.

@@ -57,6 +57,9 @@ enum Command {
     /// Write a checkpoint's weights for its reference implementation (marey-worker export)
     #[command(disable_help_flag = true)]
     Export(Rest),
+    /// List the named networks with their size and cost (marey-worker models)
+    #[command(disable_help_flag = true)]
+    Models(Rest),
     /// Compare a model with a reference implementation's tensors (marey-worker parity)
     #[command(disable_help_flag = true)]
     Parity(Rest),
@@ -90,6 +93,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Eval(rest) => become_sibling(WORKER, Some("eval"), &rest.args),
         Command::Import(rest) => become_sibling(WORKER, Some("import"), &rest.args),
         Command::Export(rest) => become_sibling(WORKER, Some("export"), &rest.args),
+        Command::Models(rest) => become_sibling(WORKER, Some("models"), &rest.args),
         Command::Parity(rest) => become_sibling(WORKER, Some("parity"), &rest.args),
         Command::Predict(args) => predict::command(&args),
         Command::Report(args) => report::command(&args),

@@ -26,4 +26,4 @@ pub use error::{Error, Result};
 pub use model::Model;
 pub use named::{Named, Role};
 pub use pass::{Exchange, NormMode};
-pub use registry::{PRESETS, presets};
+pub use registry::{CLASSES, PRESETS, Preset, presets};

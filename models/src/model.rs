@@ -101,8 +101,7 @@ impl Model {
         let pass = Pass { train, ..self.pass.clone() };
         let logits = self.network.forward(inputs, &pass)?;
         // Whatever autocast made of them.
-        let kind = if self.is_double() { Kind::Double } else { Kind::Float };
-        logits.f_to_kind(kind).map_err(|e| Error::layer("logits", &logits, e))
+        logits.f_to_kind(self.kind()).map_err(|e| Error::layer("logits", &logits, e))
     }
 
     /// Where batch norms take their statistics from while training; at first [`NormMode::Local`].
@@ -138,8 +137,9 @@ impl Model {
         Ok(())
     }
 
-    fn is_double(&self) -> bool {
-        self.registry.tensors.first().is_some_and(|n| n.tensor.kind() == Kind::Double)
+    /// Float32, or float64 after [`Model::to_double`].
+    pub fn kind(&self) -> Kind {
+        self.registry.tensors.first().map_or(Kind::Float, |n| n.tensor.kind())
     }
 
     /// What is trained and saved, in the reference's order; handles on the network's own tensors.

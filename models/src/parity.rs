@@ -1,7 +1,8 @@
 //! Compares a network with the numbers that its reference implementation wrote.
 //!
 //! A reference is a set of tensors: `w.*` the weights under the reference's names, `in.0`, `in.1`, ... the
-//! inputs, `out` the logits in evaluation mode, and `g.*` the gradients of the mean of the squared logits.
+//! inputs, `out` the logits in evaluation mode, `g.*` the gradients of the mean of the squared logits, and `train`
+//! the frames and the crop of training where they are not the inputs'. `scripts/reference.py` writes them.
 
 use crate::{Error, Model, Result, named::Role, presets};
 use std::collections::HashMap;
@@ -20,6 +21,8 @@ pub struct Deviation {
     /// `out`, or `g.` and the parameter's name.
     pub name: String,
     /// Largest absolute difference over the reference's largest absolute value. Not a number counts as infinite.
+    /// A bias's gradient is measured by its layer's weight if that is larger: it may be zero but for rounding, as
+    /// that of keys is, which a softmax over them cannot see.
     pub relative: f64,
 }
 
@@ -30,14 +33,31 @@ impl Report {
     }
 }
 
-/// Builds the preset `name` for the reference's number of classes and compares it on `device`.
-pub fn check(name: &str, reference: HashMap<String, Tensor>, grad: bool, device: Device) -> Result<Report> {
+/// Builds the preset `name` for the reference's number of classes and compares it on `device`, computing in
+/// float64 with `double`.
+pub fn check(
+    name: &str,
+    reference: HashMap<String, Tensor>,
+    grad: bool,
+    double: bool,
+    device: Device,
+) -> Result<Report> {
     let cfg = presets(name)?;
     let out = tensor(&reference, "out")?;
     let classes = out.size().get(1).copied().unwrap_or(0);
     let clip = inputs(&reference)?.pop().ok_or_else(|| Error::Reference("it has no in.0".into()))?;
     let size = |axis: usize| clip.size().get(axis).copied().unwrap_or(0);
-    let mut model = Model::new(&cfg, classes, size(2), size(3), device)?;
+    let [frames, crop] = match reference.get("train") {
+        None => [size(2), size(3).min(size(4))],
+        Some(train) => Vec::<i64>::try_from(train)
+            .ok()
+            .and_then(|v| v.try_into().ok())
+            .ok_or_else(|| Error::Reference("train is not [frames, crop]".into()))?,
+    };
+    let mut model = Model::new(&cfg, classes, frames, crop, device)?;
+    if double {
+        model.to_double()?;
+    }
     compare(&mut model, reference, grad)
 }
 
@@ -49,24 +69,26 @@ pub fn compare(model: &mut Model, mut reference: HashMap<String, Tensor>, grad: 
     let device = model.device();
     let inputs = inputs(&reference)?
         .iter()
-        .map(|t| t.f_to_device(device))
+        .map(|t| t.f_to_device(device)?.f_to_kind(model.kind()))
         .collect::<std::result::Result<Vec<_>, TchError>>()
         .map_err(Error::torch("move the inputs"))?;
     let out = tensor(&reference, "out")?;
     let mut errors = vec![];
     if !grad {
         let ours = no_grad(|| model.forward_pathways(&inputs, false))?;
-        errors.push(deviation("out", &ours, out)?);
+        errors.push(deviation("out", &ours, out, None)?);
     } else {
         let ours = model.forward_pathways(&inputs, false)?;
-        errors.push(deviation("out", &ours, out)?);
+        errors.push(deviation("out", &ours, out, None)?);
         ours.f_square()
-            .and_then(|s| s.f_mean(Kind::Float)?.f_backward())
+            .and_then(|s| s.f_mean(None::<Kind>)?.f_backward())
             .map_err(Error::torch("run the backward pass"))?;
         for named in model.tensors() {
             if let Role::Weight { .. } = named.role {
                 let key = format!("g.{}", named.name);
-                errors.push(deviation(&key, &named.tensor.grad(), tensor(&reference, &key)?)?);
+                let beside = key.strip_suffix(".bias").and_then(|l| reference.get(&format!("{l}.weight")));
+                let theirs = tensor(&reference, &key)?;
+                errors.push(deviation(&key, &named.tensor.grad(), theirs, beside)?);
             }
         }
     }
@@ -88,7 +110,7 @@ fn inputs(reference: &HashMap<String, Tensor>) -> Result<Vec<Tensor>> {
     Ok(inputs)
 }
 
-fn deviation(name: &str, ours: &Tensor, theirs: &Tensor) -> Result<Deviation> {
+fn deviation(name: &str, ours: &Tensor, theirs: &Tensor, beside: Option<&Tensor>) -> Result<Deviation> {
     if !ours.defined() {
         return Err(Error::Reference(format!("{name}: the network gives this parameter no gradient")));
     }
@@ -99,9 +121,9 @@ fn deviation(name: &str, ours: &Tensor, theirs: &Tensor) -> Result<Deviation> {
     let measure = || {
         let wide = |t: &Tensor| t.f_detach()?.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double);
         let (ours, theirs) = (wide(ours)?, wide(theirs)?);
-        let largest = theirs.f_abs()?.f_max()?.f_double_value(&[])?;
-        let gap = (ours - theirs).f_abs()?.f_max()?.f_double_value(&[])?;
-        Ok((gap, largest))
+        let largest = |t: &Tensor| t.f_abs()?.f_max()?.f_double_value(&[]);
+        let beside = beside.map_or(Ok(0.0), largest)?;
+        Ok((largest(&(ours - &theirs))?, largest(&theirs)?.max(beside)))
     };
     let (gap, largest) = measure().map_err(Error::torch(format!("measure {name}")))?;
     let relative = if gap == 0.0 { 0.0 } else { gap / largest };

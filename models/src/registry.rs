@@ -1,45 +1,160 @@
-//! The networks by name, as their references configure them.
+//! The networks by name, as their references configure them, with the input that their published cost counts.
 
-use crate::{Error, Result};
-use configs::{Model, SlowFast, VideoSwin};
+use crate::{Error, Model, Result};
+use configs::{NonLocal, NonLocalKind, ResNet3d, ResNet3dKind, SlowFast, VideoSwin};
 
-/// Names that [`presets`] knows.
-pub const PRESETS: [&str; 5] = ["slowfast_r50", "slowfast_r101", "swin3d_t", "swin3d_s", "swin3d_b"];
+/// Classes of Kinetics-400, for which checkpoints and parameter counts are published.
+pub const CLASSES: i64 = 400;
 
-/// The configuration of a reference network: pytorchvideo's `slowfast_r50` (8x8) and `slowfast_r101`,
-/// torchvision's `swin3d_t`, `swin3d_s` and `swin3d_b`. Their checkpoints have 400 classes.
-pub fn presets(name: &str) -> Result<Model> {
-    let slowfast = |depth, fusion_kernel| {
-        Model::Slowfast(SlowFast {
-            depth,
-            alpha: 4,
-            beta: 8,
-            width: 64,
-            fusion_kernel,
-            dropout: 0.5,
-            zero_init_last_norm: true,
-            temporal_blocks: None,
-            non_local: None,
-        })
-    };
-    let swin = |embed_dim, middle, heads: [u32; 4], drop_path| {
-        Model::VideoSwin(VideoSwin {
-            embed_dim,
-            depths: vec![2, 2, middle, 2],
-            heads: heads.into(),
-            patch: [2, 4, 4],
-            window: [8, 7, 7],
-            mlp_ratio: 4.0,
-            dropout: 0.0,
-            drop_path,
-        })
-    };
-    Ok(match name {
-        "slowfast_r50" => slowfast(50, 7),
-        "slowfast_r101" => slowfast(101, 5),
-        "swin3d_t" => swin(96, 6, [3, 6, 12, 24], 0.1),
-        "swin3d_s" => swin(96, 18, [3, 6, 12, 24], 0.1),
-        "swin3d_b" => swin(128, 18, [4, 8, 16, 32], 0.1),
-        _ => return Err(Error::Preset { name: name.into(), known: PRESETS.join(", ") }),
+/// A network that has a name.
+#[derive(Clone, Copy, Debug)]
+pub struct Preset {
+    /// The reference's name where it has one.
+    pub name: &'static str,
+    config: fn() -> configs::Model,
+    /// Frames of a clip; SlowFast's are the fast pathway's.
+    pub frames: i64,
+    /// Width in training.
+    pub crop: i64,
+    /// Width in testing, for which papers give the cost: SlowFast and its kin are tested fully convolutionally
+    /// on 256 pixels.
+    pub test_crop: i64,
+    /// The package whose numbers it reproduces, or the code that it follows.
+    pub reference: &'static str,
+    /// A complete configuration in `configs/`.
+    pub recipe: Option<&'static str>,
+}
+
+impl Preset {
+    /// How the network is built.
+    pub fn config(&self) -> configs::Model {
+        (self.config)()
+    }
+
+    /// Trained values at 400 classes.
+    pub fn parameters(&self) -> Result<usize> {
+        Ok(self.outline()?.parameters())
+    }
+
+    /// Multiply-adds, in 1e9, of one test clip; see [`Model::gflops`].
+    pub fn gflops(&self) -> Result<f64> {
+        Ok(self.outline()?.gflops(self.frames, self.test_crop, self.test_crop))
+    }
+
+    fn outline(&self) -> Result<Model> {
+        Model::outline(&self.config(), CLASSES, self.frames, self.crop)
+    }
+}
+
+/// The configuration of the preset `name`.
+pub fn presets(name: &str) -> Result<configs::Model> {
+    match PRESETS.iter().find(|p| p.name == name) {
+        Some(preset) => Ok(preset.config()),
+        None => {
+            let known: Vec<&str> = PRESETS.iter().map(|p| p.name).collect();
+            Err(Error::Preset { name: name.into(), known: known.join(", ") })
+        }
+    }
+}
+
+/// Every named network.
+pub const PRESETS: &[Preset] = &[
+    Preset {
+        recipe: Some("slowfast_4x16_r50_k400.toml"),
+        ..slowfast("slowfast_4x16_r50", "PySlowFast", 32, || slowfast_r50(8, 5))
+    },
+    Preset {
+        recipe: Some("slowfast_8x8_r50_k400.toml"),
+        ..slowfast("slowfast_r50", PYTORCHVIDEO, 32, || slowfast_r50(4, 7))
+    },
+    slowfast("slowfast_r101", PYTORCHVIDEO, 32, || slowfast_r101(None, None)),
+    slowfast("slowfast_r101_50_50", "PySlowFast", 32, || slowfast_r101(FIFTY, None)),
+    slowfast("slowfast_16x8_r101", PYTORCHVIDEO, 64, || slowfast_r101(None, None)),
+    slowfast("slowfast_16x8_r101_50_50", PYTORCHVIDEO, 64, || slowfast_r101(FIFTY, None)),
+    slowfast("slowfast_16x8_r101_nl", "PySlowFast", 64, || {
+        let locations = [vec![], vec![], vec![6, 13, 20], vec![]];
+        slowfast_r101(FIFTY, Some(non_local(locations, NonLocalKind::DotProduct)))
+    }),
+    slowfast("slow_4x16_r50", "PySlowFast", 4, || resnet_r50(ResNet3dKind::Slow, None)),
+    slowfast("slow_r50", PYTORCHVIDEO, 8, || resnet_r50(ResNet3dKind::Slow, None)),
+    slowfast("i3d_r50", PYTORCHVIDEO, 8, || resnet_r50(ResNet3dKind::I3d, None)),
+    slowfast("i3d_nln_r50", "PySlowFast", 8, || resnet_r50(ResNet3dKind::I3d, Some(five_blocks()))),
+    slowfast("c2d_r50", PYTORCHVIDEO, 8, || resnet_r50(ResNet3dKind::C2d, None)),
+    slowfast("c2d_nln_r50", "PySlowFast", 8, || resnet_r50(ResNet3dKind::C2d, Some(five_blocks()))),
+    Preset {
+        recipe: Some("swin3d_t_k400.toml"),
+        ..swin("swin3d_t", TORCHVISION, 224, || video_swin(96, 6, [8, 7, 7], 0.1))
+    },
+    swin("swin3d_s", TORCHVISION, 224, || video_swin(96, 18, [8, 7, 7], 0.1)),
+    swin("swin3d_b", TORCHVISION, 224, || video_swin(128, 18, [8, 7, 7], 0.1)),
+    swin("swin3d_b_16x7x7", "Video-Swin-Transformer", 224, || video_swin(128, 18, [16, 7, 7], 0.4)),
+    swin("swin3d_l", "Video-Swin-Transformer", 224, || video_swin(192, 18, [8, 7, 7], 0.4)),
+    swin("swin3d_l_384", "Video-Swin-Transformer", 384, || video_swin(192, 18, [8, 12, 12], 0.4)),
+];
+
+const PYTORCHVIDEO: &str = "pytorchvideo";
+const TORCHVISION: &str = "torchvision";
+
+/// The "101_50_50": a ResNet-101 that reaches over time in as many blocks as a ResNet-50.
+const FIFTY: Option<[u32; 4]> = Some([3, 4, 6, 3]);
+
+/// Trained on 224 pixels, tested on 256.
+const fn slowfast(
+    name: &'static str,
+    reference: &'static str,
+    frames: i64,
+    config: fn() -> configs::Model,
+) -> Preset {
+    Preset { name, config, frames, crop: 224, test_crop: 256, reference, recipe: None }
+}
+
+/// Trained and tested on 32 frames of the same size.
+const fn swin(
+    name: &'static str,
+    reference: &'static str,
+    crop: i64,
+    config: fn() -> configs::Model,
+) -> Preset {
+    Preset { name, config, frames: 32, crop, test_crop: crop, reference, recipe: None }
+}
+
+fn slowfast_r50(alpha: u32, fusion_kernel: u32) -> configs::Model {
+    configs::Model::Slowfast(SlowFast { alpha, fusion_kernel, ..Default::default() })
+}
+
+fn slowfast_r101(temporal_blocks: Option<[u32; 4]>, non_local: Option<NonLocal>) -> configs::Model {
+    configs::Model::Slowfast(SlowFast { depth: 101, temporal_blocks, non_local, ..Default::default() })
+}
+
+fn resnet_r50(kind: ResNet3dKind, non_local: Option<NonLocal>) -> configs::Model {
+    configs::Model::Resnet3d(ResNet3d {
+        kind,
+        depth: 50,
+        width: 64,
+        dropout: 0.5,
+        zero_init_last_norm: true,
+        non_local,
+    })
+}
+
+/// The five blocks of Wang et al. 2018: every other residual block of res3 and res4. PySlowFast's recipes
+/// use the embedded Gaussian.
+fn five_blocks() -> NonLocal {
+    non_local([vec![], vec![1, 3], vec![1, 3, 5], vec![]], NonLocalKind::EmbeddedGaussian)
+}
+
+fn non_local(locations: [Vec<u32>; 4], kind: NonLocalKind) -> NonLocal {
+    NonLocal { locations, kind, pool: [1, 2, 2] }
+}
+
+/// Heads have 32 channels.
+fn video_swin(embed_dim: u32, middle: u32, window: [u32; 3], drop_path: f64) -> configs::Model {
+    configs::Model::VideoSwin(VideoSwin {
+        embed_dim,
+        depths: vec![2, 2, middle, 2],
+        heads: [1, 2, 4, 8].map(|n| n * embed_dim / 32).into(),
+        window,
+        drop_path,
+        ..Default::default()
     })
 }

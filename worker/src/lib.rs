@@ -12,6 +12,7 @@ pub mod feed;
 pub mod loss;
 pub mod metrics;
 pub mod mix;
+pub mod models;
 pub mod optim;
 pub mod parity;
 pub mod predict;

@@ -6,7 +6,7 @@ use std::{path::PathBuf, process::ExitCode};
 use worker::{
     Error, Result,
     device::{Device, parse_devices},
-    evaluate, parity, predict, supervise,
+    evaluate, models, parity, predict, supervise,
     trainer::{self, TrainerOptions},
     weights::{export, import},
 };
@@ -56,6 +56,8 @@ enum Command {
     Import(import::ImportArgs),
     /// Write a checkpoint's weights for its reference implementation.
     Export(export::ExportArgs),
+    /// List the named networks with their size and cost.
+    Models(models::ModelsArgs),
     /// Compare a model with a reference implementation's tensors.
     Parity(parity::ParityArgs),
 }
@@ -100,6 +102,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Predict(args) => predict::command(args).map(|()| 0),
         Command::Import(args) => import::command(args).map(|()| 0),
         Command::Export(args) => export::command(args).map(|()| 0),
+        Command::Models(args) => models::command(&args).map(|()| 0),
         Command::Parity(args) => parity::command(args),
     }
 }

@@ -19,9 +19,12 @@ pub struct ParityArgs {
     /// Compare the gradients too.
     #[arg(long)]
     pub grad: bool,
-    /// The largest relative error that counts as agreement.
-    #[arg(long, default_value_t = 1e-4)]
-    pub tolerance: f64,
+    /// Compute in float64.
+    #[arg(long)]
+    pub double: bool,
+    /// The largest relative error that counts as agreement [default: 1e-4, with --double 1e-10].
+    #[arg(long)]
+    pub tolerance: Option<f64>,
     /// Print JSON, with every error.
     #[arg(long)]
     pub json: bool,
@@ -35,15 +38,22 @@ pub fn command(args: ParityArgs) -> Result<u8> {
     if let Some(n) = args.threads {
         tch::set_num_threads(n.max(1) as i32);
     }
-    let report = check(&args.model, read(&args.reference)?, args.grad, tch::Device::Cpu)?;
+    let reference = read(&args.reference)?;
+    let report = check(&args.model, reference, args.grad, args.double, tch::Device::Cpu)?;
     // Not `worst > tolerance`: what is not a number does not agree.
-    let agrees = report.worst() <= args.tolerance;
+    let agrees = report.worst() <= args.tolerance();
     if args.json {
         println!("{:#}", as_json(&args, &report, agrees));
     } else {
         print!("{}", as_text(&args, &report, agrees));
     }
     Ok(if agrees { 0 } else { 1 })
+}
+
+impl ParityArgs {
+    fn tolerance(&self) -> f64 {
+        self.tolerance.unwrap_or(if self.double { 1e-10 } else { 1e-4 })
+    }
 }
 
 fn read(path: &std::path::Path) -> Result<HashMap<String, tch::Tensor>> {
@@ -62,7 +72,7 @@ fn as_text(args: &ParityArgs, report: &Report, agrees: bool) -> String {
         "{} {verdict} with {} within {:e}: the largest of {} errors is {:.2e}\n",
         args.model,
         args.reference.display(),
-        args.tolerance,
+        args.tolerance(),
         report.errors.len(),
         report.worst()
     );
@@ -77,7 +87,7 @@ fn as_json(args: &ParityArgs, report: &Report, agrees: bool) -> serde_json::Valu
     json!({
         "model": args.model,
         "reference": args.reference.display().to_string(),
-        "tolerance": args.tolerance,
+        "tolerance": args.tolerance(),
         "agrees": agrees,
         "worst": number(report.worst()),
         "errors": errors,
@@ -91,7 +101,15 @@ mod tests {
 
     fn args(reference: PathBuf) -> ParityArgs {
         let model = "slowfast_r50".into();
-        ParityArgs { reference, model, grad: false, tolerance: 1e-4, json: false, threads: None }
+        ParityArgs {
+            reference,
+            model,
+            grad: false,
+            double: false,
+            tolerance: None,
+            json: false,
+            threads: None,
+        }
     }
 
     #[test]
@@ -108,6 +126,14 @@ mod tests {
         assert!(empty.exit_code() == 2 && empty.to_string().contains("out"), "{empty}");
         let unknown = command(ParityArgs { model: "slowfast".into(), ..args(file) }).unwrap_err();
         assert!(unknown.exit_code() == 2 && unknown.to_string().contains("slowfast_r50"), "{unknown}");
+    }
+
+    #[test]
+    fn float64_asks_for_more() {
+        let single = args("r".into());
+        let double = ParityArgs { double: true, ..single.clone() };
+        assert_eq!((single.tolerance(), double.tolerance()), (1e-4, 1e-10));
+        assert_eq!(ParityArgs { tolerance: Some(0.1), ..double }.tolerance(), 0.1);
     }
 
     #[test]

@@ -250,7 +250,8 @@ fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: 
                 session.log("info", format!("resumed from the checkpoint of step {}", position.step));
             }
             (None, Some(url)) => {
-                let (labels, log) = (&job.dataset.manifest.labels, |level: &str, text| session.log(level, text));
+                let (labels, log) =
+                    (&job.dataset.manifest.labels, |level: &str, text| session.log(level, text));
                 job.runtime.block_on(init::start(url, &job.config, labels, &mut state.model, log))?;
                 state.ema.as_ref().map_or(Ok(()), Ema::restart)?;
             }

@@ -7,7 +7,7 @@ use crate::{
 };
 use configs::Config;
 use models::{
-    Model, presets,
+    Model, PRESETS, Preset, presets,
     weights::{Report, Source},
 };
 use serde_json::json;
@@ -119,23 +119,28 @@ fn config(args: &ImportArgs) -> Result<Config> {
         return Ok(Config::read(path, &[])?);
     }
     let name = args.model.as_deref().unwrap_or_default();
-    let model = presets(name)?;
-    Ok(Config::parse(&format!("the preset {name}"), &preset_toml(&model)?, &[])?)
+    match PRESETS.iter().find(|preset| preset.name == name) {
+        Some(preset) => Ok(Config::parse(&format!("the preset {name}"), &preset_toml(preset)?, &[])?),
+        // Its error lists the names that there are.
+        None => Err(presets(name)
+            .map(|_| Error::Usage(format!("find the preset {name}")))
+            .unwrap_or_else(Into::into)),
+    }
 }
 
-fn preset_toml(model: &configs::Model) -> Result<String> {
+fn preset_toml(preset: &Preset) -> Result<String> {
     #[derive(serde::Serialize)]
-    struct Section<'a> {
-        model: &'a configs::Model,
+    struct Section {
+        model: configs::Model,
     }
+    let model = preset.config();
     let swin = matches!(model, configs::Model::VideoSwin(_));
-    let (frames, crop) = (32, 224);
-    // 64 frames at 30 a second is what the published networks see; the longest clips have every other one.
+    let Preset { frames, crop, test_crop, .. } = preset;
+    // Published networks see 64 frames at 30 a second; those of 64 frames see 128.
     let rate = (64 / frames).max(2);
-    let short_side = if swin { crop } else { crop * 8 / 7 };
-    let (mean, std) = match swin {
-        true => ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
-        false => ([0.45; 3], [0.225; 3]),
+    let (mean, std, views, sampling) = match swin {
+        true => ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], "4x3", "mmaction2"),
+        false => ([0.45; 3], [0.225; 3], "10x3", "pyslowfast"),
     };
     let model = toml::to_string(&Section { model })
         .map_err(|e| Error::Usage(format!("write the network's configuration as TOML: {e}")))?;
@@ -149,8 +154,9 @@ sampling_rate = {rate}
 fps = 30.0
 mean = {mean:?}
 std = {std:?}
-augment = {{ crop = {crop}, scale = {{ kind = "short_side", min = {short_side}, max = {short_side} }} }}
-eval = {{ short_side = {short_side}, crop = {crop} }}
+augment = {{ crop = {crop}, scale = {{ kind = "short_side", min = {test_crop}, max = {test_crop} }} }}
+eval = {{ short_side = {test_crop}, crop = {crop} }}
+test = {{ views = "{views}", short_side = {test_crop}, crop = {test_crop}, sampling = "{sampling}" }}
 [train]
 epochs = 1
 global_batch = 1

@@ -18,31 +18,30 @@ fn image_models_are_inflated() {
     let at = |name: &str| dir.path().join(name);
     python("images", dir.path());
     let file = at("pretrained/model.safetensors");
-    std::fs::rename(file, at("transformers_swin_t_file.safetensors")).unwrap();
-    std::fs::copy(at("transformers_swin_t.io"), at("transformers_swin_t_file.io")).unwrap();
+    std::fs::rename(file, at("transformers_swin_file.safetensors")).unwrap();
+    std::fs::copy(at("transformers_swin.io"), at("transformers_swin_file.io")).unwrap();
 
     // On a clip of equal frames an inflated network sees what the image network saw. C2D: exactly, at every
     // frame. Swin: a window holds all frames, whose keys are the same, so its attention is the image's.
+    let swin = "arch = \"video_swin\"";
+    let small_swin = &format!("{swin}\nembed_dim = 24\nheads = [1, 2, 4, 8]");
+    let c2d = "arch = \"resnet3d\"\nkind = \"c2d\"";
     for (name, model, source) in [
+        ("torchvision_resnet50", c2d, "torchvision/timm resnet50 (2D), 10 classes"),
+        ("timm_resnet18", &format!("{c2d}\ndepth = 18"), "torchvision/timm resnet18 (2D), 10 classes"),
+        ("transformers_resnet50", &format!("{c2d}\nwidth = 16"), "transformers resnet50 (2D), 10 classes"),
+        ("torchvision_swin_t", swin, "torchvision swin_t (2D), 10 classes"),
+        ("timm_swin", small_swin, "timm swin of [2, 2, 6, 2] blocks, width 24 (2D), 10 classes"),
         (
-            "torchvision_resnet50",
-            "arch = \"resnet3d\"\nkind = \"c2d\"",
-            "torchvision/timm resnet50 (2D), 10 classes",
+            "transformers_swin",
+            small_swin,
+            "transformers swin of [2, 2, 6, 2] blocks, width 24 (2D), 10 classes",
         ),
         (
-            "timm_resnet50",
-            "arch = \"resnet3d\"\nkind = \"c2d\"",
-            "torchvision/timm resnet50 (2D), 10 classes",
+            "transformers_swin_file",
+            small_swin,
+            "transformers swin of [2, 2, 6, 2] blocks, width 24 (2D), 10 classes",
         ),
-        (
-            "transformers_resnet50",
-            "arch = \"resnet3d\"\nkind = \"c2d\"",
-            "transformers resnet50 (2D), 10 classes",
-        ),
-        ("torchvision_swin_t", "arch = \"video_swin\"", "torchvision swin_t (2D), 10 classes"),
-        ("timm_swin_t", "arch = \"video_swin\"", "timm swin_t (2D), 10 classes"),
-        ("transformers_swin_t", "arch = \"video_swin\"", "transformers swin_t (2D), 10 classes"),
-        ("transformers_swin_t_file", "arch = \"video_swin\"", "transformers swin_t (2D), 10 classes"),
     ] {
         let (weights, recipe) = (at(&format!("{name}.safetensors")), recipe(dir.path(), model));
         let report = import(&weights, &at(&format!("{name}_run")), &["--config", &recipe, "--classes", "10"]);

@@ -7,7 +7,7 @@ use crate::{
 };
 use configs::Config;
 use models::{
-    Model, PRESETS, Preset, presets,
+    Model, PRESETS, Preset,
     weights::{Report, Source},
 };
 use serde_json::json;
@@ -119,13 +119,11 @@ fn config(args: &ImportArgs) -> Result<Config> {
         return Ok(Config::read(path, &[])?);
     }
     let name = args.model.as_deref().unwrap_or_default();
-    match PRESETS.iter().find(|preset| preset.name == name) {
-        Some(preset) => Ok(Config::parse(&format!("the preset {name}"), &preset_toml(preset)?, &[])?),
-        // Its error lists the names that there are.
-        None => Err(presets(name)
-            .map(|_| Error::Usage(format!("find the preset {name}")))
-            .unwrap_or_else(Into::into)),
-    }
+    let preset = PRESETS.iter().find(|preset| preset.name == name).ok_or_else(|| {
+        let known: Vec<&str> = PRESETS.iter().map(|preset| preset.name).collect();
+        models::Error::Preset { name: name.into(), known: known.join(", ") }
+    })?;
+    Ok(Config::parse(&format!("the preset {name}"), &preset_toml(preset)?, &[])?)
 }
 
 fn preset_toml(preset: &Preset) -> Result<String> {

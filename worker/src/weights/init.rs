@@ -34,7 +34,10 @@ pub async fn start(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{checkpoint::Header, checkpoint::Place, weights::import::commit};
+    use crate::{
+        checkpoint::{Header, Place, layout::NO_DATASET},
+        weights::import::commit,
+    };
     use tch::Device;
 
     const JOB: &str = r#"
@@ -74,7 +77,9 @@ mod tests {
         let before = Config::parse("test", JOB, &[]).unwrap();
         let trained = fresh(&before, 3);
         let place = Place { epoch: 1, step_in_epoch: 0, step: 40 };
-        commit(&run, &trained, Header::new(&before, &names(3), "d", place, 1, 0).unwrap()).await.unwrap();
+        commit(&run, &trained, Header::new(&before, &names(3), NO_DATASET, place, 1, 0).unwrap())
+            .await
+            .unwrap();
         let mut model = fresh(config, labels.len());
         let mut said = vec![];
         let log = |level: &str, text| said.push(format!("{level} {text}"));

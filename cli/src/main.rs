@@ -51,6 +51,12 @@ enum Command {
     Predict(predict::Args),
     /// Draw a run's curves and predictions as one HTML page
     Report(report::Args),
+    /// Make a checkpoint of another implementation's weights (marey-worker import)
+    #[command(disable_help_flag = true)]
+    Import(Rest),
+    /// Write a checkpoint's weights for its reference implementation (marey-worker export)
+    #[command(disable_help_flag = true)]
+    Export(Rest),
     /// List the named networks with their size and cost (marey-worker models)
     #[command(disable_help_flag = true)]
     Models(Rest),
@@ -85,6 +91,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Coordinator(rest) => become_sibling(COORDINATOR, None, &rest.args),
         Command::Worker(rest) => become_sibling(WORKER, Some("run"), &rest.args),
         Command::Eval(rest) => become_sibling(WORKER, Some("eval"), &rest.args),
+        Command::Import(rest) => become_sibling(WORKER, Some("import"), &rest.args),
+        Command::Export(rest) => become_sibling(WORKER, Some("export"), &rest.args),
         Command::Models(rest) => become_sibling(WORKER, Some("models"), &rest.args),
         Command::Parity(rest) => become_sibling(WORKER, Some("parity"), &rest.args),
         Command::Predict(args) => predict::command(&args),

@@ -21,6 +21,11 @@ pub enum Error {
     /// The weights belong to another network.
     #[error("load the weights: {0}; check that they belong to this model and number of classes")]
     Weights(String),
+    /// The weights' names are of no package that is known here.
+    #[error(
+        "recognise the weights: their names ({keys}) are not those of pytorchvideo's SlowFast and ResNets, torchvision's Video Swin, or the ResNets and Swins of torchvision, timm and transformers; scripts/convert_weights.py reads other formats"
+    )]
+    Naming { keys: String },
     /// A reference file for the parity check lacks something.
     #[error("compare with the reference: {0}")]
     Reference(String),

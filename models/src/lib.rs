@@ -1,7 +1,8 @@
 //! Video networks on libtorch, with weights under the reference implementations' names.
 //!
 //! [`Model`] is a network with its tensors, built from a [`configs::Model`]: SlowFast, Slow, I3D and C2D as in
-//! pytorchvideo, Video Swin as in torchvision. It does no I/O; [`parity`] compares it with a reference's numbers.
+//! pytorchvideo, Video Swin as in torchvision. It does no I/O; [`parity`] compares it with a reference's numbers, and
+//! [`weights`] fills it with those of other implementations.
 
 mod depth;
 mod error;
@@ -18,6 +19,7 @@ mod resnet;
 mod resnet3d;
 mod slowfast;
 mod swin;
+pub mod weights;
 
 pub use depth::{Layer, layers};
 pub use error::{Error, Result};

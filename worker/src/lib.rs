@@ -25,5 +25,6 @@ pub mod state;
 pub mod store_client;
 pub mod supervise;
 pub mod trainer;
+pub mod weights;
 
 pub use error::{Error, Result};

@@ -1,4 +1,4 @@
-//! `marey-worker`: trains on this node's devices, evaluates, predicts, checks parity.
+//! `marey-worker`: trains on this node's devices, evaluates, predicts, imports and exports weights, checks parity.
 
 use clap::{Parser, Subcommand};
 use configs::Config;
@@ -8,6 +8,7 @@ use worker::{
     device::{Device, parse_devices},
     evaluate, models, parity, predict, supervise,
     trainer::{self, TrainerOptions},
+    weights::{export, import},
 };
 
 /// Trains video models on this node's devices, as the coordinator directs.
@@ -51,6 +52,10 @@ enum Command {
     Eval(evaluate::EvalArgs),
     /// Name the action in a video that was ingested.
     Predict(predict::PredictArgs),
+    /// Make a checkpoint of another implementation's weights, or of an image model's.
+    Import(import::ImportArgs),
+    /// Write a checkpoint's weights for its reference implementation.
+    Export(export::ExportArgs),
     /// List the named networks with their size and cost.
     Models(models::ModelsArgs),
     /// Compare a model with a reference implementation's tensors.
@@ -95,6 +100,8 @@ fn run(command: Command) -> Result<u8> {
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),
         Command::Predict(args) => predict::command(args).map(|()| 0),
+        Command::Import(args) => import::command(args).map(|()| 0),
+        Command::Export(args) => export::command(args).map(|()| 0),
         Command::Models(args) => models::command(&args).map(|()| 0),
         Command::Parity(args) => parity::command(args),
     }

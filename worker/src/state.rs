@@ -3,7 +3,7 @@
 use crate::{
     Error, Result,
     checkpoint::{
-        layout::{Part, Place},
+        layout::{NO_DATASET, Part, Place},
         load::Loaded,
         save::Entry,
     },
@@ -80,6 +80,12 @@ impl State {
     /// Takes over a checkpoint, if it is one of this model, these labels and this dataset.
     pub fn load(&mut self, config: &Config, dataset: &Dataset, loaded: Loaded) -> Result<Place> {
         let labels = &dataset.manifest.labels;
+        if loaded.header.dataset_digest == NO_DATASET {
+            return Err(Error::Usage(format!(
+                "resume from {}: it holds imported weights; name them in train.init, and choose another run",
+                loaded.url
+            )));
+        }
         loaded.check_model(&config.model, labels.len())?;
         loaded.check_labels(labels)?;
         if loaded.header.dataset_digest != dataset.digest {

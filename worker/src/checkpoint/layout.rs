@@ -14,6 +14,9 @@ pub const CHECKPOINTS: &str = "checkpoints";
 /// The commit object inside a step's folder.
 pub const MANIFEST: &str = "manifest.json";
 
+/// The dataset digest of imported weights.
+pub const NO_DATASET: &str = "imported";
+
 /// Where in the run a checkpoint was taken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Place {
@@ -50,7 +53,7 @@ pub struct Header {
     pub labels: Vec<String>,
     /// SHA-256 of `config_toml`.
     pub config_digest: String,
-    /// SHA-256 of the dataset's manifest.
+    /// SHA-256 of the dataset's manifest, or [`NO_DATASET`].
     pub dataset_digest: String,
     /// The whole job's configuration, overrides applied.
     pub config_toml: String,

@@ -198,9 +198,10 @@ async fn manifest(folder: &Location) -> Result<Manifest> {
     let manifest: Manifest =
         serde_json::from_value(value).map_err(|e| damaged(format!("a field is missing or wrong: {e}")))?;
     let ranks = manifest.header.world_size as usize;
+    let imported = manifest.header.dataset_digest == layout::NO_DATASET;
     for part in Part::ALL {
         let files = manifest.files.iter().filter(|f| layout::part_of(&f.key) == Some(part)).count();
-        let never_saved = files == 0 && part == Part::Ema;
+        let never_saved = files == 0 && (part == Part::Ema || (part == Part::Optimizer && imported));
         if files != ranks && !never_saved {
             return Err(damaged(format!("{files} {part:?} files are listed; {ranks} ranks write one each")));
         }

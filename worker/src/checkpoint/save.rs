@@ -73,9 +73,7 @@ pub fn snapshot(entries: Vec<Entry>, header: Header, rank: u32) -> Result<Snapsh
             continue;
         }
         let mine = entries.iter().zip(&owners).filter(|(e, owner)| e.part == part && **owner == rank);
-        let mut tensors = mine.map(|(e, _)| copy(&e.name, &e.tensor)).collect::<Result<Vec<_>>>()?;
-        // The order of the format's own writers: by alignment, then by name.
-        tensors.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+        let tensors = mine.map(|(e, _)| copy(&e.name, &e.tensor)).collect::<Result<Vec<_>>>()?;
         files.push(Share { part, tensors });
     }
     Ok(Snapshot { header, rank, files })
@@ -99,7 +97,7 @@ impl Snapshot {
             let url = folder.url_of(&key);
             // Digesting a large file takes seconds: not on the async threads.
             let done = tokio::task::spawn_blocking(move || {
-                let chunks = share.into_safetensors()?;
+                let chunks = into_safetensors(share.tensors)?;
                 let mut hasher = Sha256::new();
                 chunks.iter().for_each(|c| hasher.update(c));
                 Ok((chunks, storage::hex(&hasher.finalize())))
@@ -123,25 +121,31 @@ impl Snapshot {
     }
 }
 
-impl Share {
-    /// The file's bytes in pieces: length and header, then each tensor as it was copied.
-    fn into_safetensors(self) -> std::result::Result<Vec<Bytes>, String> {
-        let mut at = 0;
-        let mut infos = vec![];
-        for t in &self.tensors {
-            let data_offsets = (at, at + t.data.len());
-            at = data_offsets.1;
-            infos.push((t.name.clone(), TensorInfo { dtype: t.dtype, shape: t.shape.clone(), data_offsets }));
-        }
-        let metadata = Some([("format".to_string(), "pt".to_string())].into());
-        let metadata = Metadata::new(metadata, infos).map_err(|e| e.to_string())?;
-        let mut json = serde_json::to_vec(&metadata).map_err(|e| e.to_string())?;
-        // The data begins on a multiple of eight.
-        json.resize(json.len().next_multiple_of(8), b' ');
-        let mut header = (json.len() as u64).to_le_bytes().to_vec();
-        header.extend(json);
-        Ok(std::iter::once(header.into()).chain(self.tensors.into_iter().map(|t| t.data)).collect())
+/// The bytes of a safetensors file with these tensors, in pieces.
+pub fn safetensors(tensors: &[(String, Tensor)]) -> Result<Vec<Bytes>> {
+    let copied = tensors.iter().map(|(name, t)| copy(name, t)).collect::<Result<_>>()?;
+    into_safetensors(copied).map_err(|why| Error::Usage(format!("write the tensors as safetensors: {why}")))
+}
+
+/// Length and header, then each tensor as it was copied, in the order of the format's own writers: by alignment,
+/// then by name.
+fn into_safetensors(mut tensors: Vec<Copied>) -> std::result::Result<Vec<Bytes>, String> {
+    tensors.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
+    let mut at = 0;
+    let mut infos = vec![];
+    for t in &tensors {
+        let data_offsets = (at, at + t.data.len());
+        at = data_offsets.1;
+        infos.push((t.name.clone(), TensorInfo { dtype: t.dtype, shape: t.shape.clone(), data_offsets }));
     }
+    let metadata = Some([("format".to_string(), "pt".to_string())].into());
+    let metadata = Metadata::new(metadata, infos).map_err(|e| e.to_string())?;
+    let mut json = serde_json::to_vec(&metadata).map_err(|e| e.to_string())?;
+    // The data begins on a multiple of eight.
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.extend(json);
+    Ok(std::iter::once(header.into()).chain(tensors.into_iter().map(|t| t.data)).collect())
 }
 
 /// A tensor's values in standard (row-major) order, whatever its device and memory format.

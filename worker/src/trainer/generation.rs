@@ -9,10 +9,12 @@ use crate::{
         load, save,
     },
     device::Device,
+    ema::Ema,
     schedule,
     session::{Assignment, Session},
     state::State,
     store_client::StoreOverGrpc,
+    weights::init,
 };
 use collective::{Backend, Group, RankSum, Reducer, ReducerOptions, Store};
 use configs::BatchNorm;
@@ -236,14 +238,24 @@ impl Exchange for OverRanks {
     }
 }
 
-/// Rank 0 reads the newest whole checkpoint; the group gets position and tensors from it.
+/// Rank 0 reads the newest whole checkpoint, or the weights that a new run starts from; the group gets position
+/// and tensors from it.
 fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: &mut State) -> Result<Place> {
     let mut position = Place::default();
     if at.rank == 0 {
         let loaded = job.runtime.block_on(load::load_best(&job.run, |text| session.log("warn", text)))?;
-        if let Some(loaded) = loaded {
-            position = state.load(&job.config, &job.dataset, loaded)?;
-            session.log("info", format!("resumed from the checkpoint of step {}", position.step));
+        match (loaded, &job.config.train.init) {
+            (Some(loaded), _) => {
+                position = state.load(&job.config, &job.dataset, loaded)?;
+                session.log("info", format!("resumed from the checkpoint of step {}", position.step));
+            }
+            (None, Some(url)) => {
+                let (labels, log) =
+                    (&job.dataset.manifest.labels, |level: &str, text| session.log(level, text));
+                job.runtime.block_on(init::start(url, &job.config, labels, &mut state.model, log))?;
+                state.ema.as_ref().map_or(Ok(()), Ema::restart)?;
+            }
+            (None, None) => {}
         }
     }
     position.broadcast(group, job.options.device.torch())?;

@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod device;
+pub mod dry_run;
 pub mod error;
 pub mod evaluate;
 pub mod feed;
@@ -12,6 +13,7 @@ pub mod metrics;
 pub mod optim;
 pub mod parity;
 pub mod predict;
+pub mod ranking;
 pub mod report;
 pub mod restore;
 pub mod schedule;

@@ -6,7 +6,7 @@ use std::{path::PathBuf, process::ExitCode};
 use worker::{
     Error, Result,
     device::{Device, parse_devices},
-    evaluate, parity, predict, supervise,
+    dry_run, evaluate, parity, predict, supervise,
     trainer::{self, TrainerOptions},
 };
 
@@ -49,6 +49,11 @@ enum Command {
     },
     /// Measure a checkpoint's accuracy on a dataset.
     Eval(evaluate::EvalArgs),
+    /// Judge a part of the clips (started by `eval`).
+    #[command(hide = true)]
+    EvalPart(evaluate::PartArgs),
+    /// Plan a job without starting it (marey train --dry-run).
+    DryRun(dry_run::DryRunArgs),
     /// Name the action in a video that was ingested.
     Predict(predict::PredictArgs),
     /// Compare a model with a reference implementation's tensors.
@@ -92,6 +97,11 @@ fn run(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),
+        Command::EvalPart(args) => {
+            die_with_parent();
+            evaluate::part(&args).map(|()| 0)
+        }
+        Command::DryRun(args) => dry_run::command(&args).map(|()| 0),
         Command::Predict(args) => predict::command(args).map(|()| 0),
         Command::Parity(args) => parity::command(args),
     }

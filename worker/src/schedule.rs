@@ -1,8 +1,19 @@
 //! The learning rate as a function of the fractional epoch: pure, so that a resumed run follows the
 //! same curve. The shapes are PySlowFast's `slowfast/utils/lr_policy.py`.
 
-use configs::{Schedule, ScheduleKind};
+use configs::{Config, Schedule, ScheduleKind};
 use std::f64::consts::PI;
+
+/// The job's schedule and base rate at its own global batch, and what the file's rates were multiplied with:
+/// `global_batch / reference_batch` (Goyal et al. 2017), 1 where no reference is given.
+pub fn scaled(config: &Config) -> (Schedule, f64, f64) {
+    let reference = config.optimizer.reference_batch();
+    let scale = reference.map_or(1.0, |r| f64::from(config.train.global_batch) / f64::from(r));
+    let mut schedule = config.schedule.clone();
+    schedule.warmup_start_lr *= scale;
+    schedule.end_lr *= scale;
+    (schedule, config.optimizer.lr() * scale, scale)
+}
 
 /// The rate at fractional epoch `at` of `epochs`. `base_lr` is the rate that the schedule shapes.
 ///

@@ -13,13 +13,14 @@ use crate::{
     device::Device,
     evaluate,
     feed::Feed,
+    restore::Judge,
     schedule,
     session::{self, Assignment, Session},
     state::State,
     store_client::StoreOverGrpc,
 };
 use collective::{Autocast, Backend, Group, ReduceOp, Reducer, ReducerOptions, Store};
-use configs::{Config, Precision};
+use configs::{Config, Ensemble, Precision};
 use proto::v1::{self, worker_message::Kind as Message};
 use shards::{format::Dataset, stream::Batch};
 use std::{
@@ -265,7 +266,7 @@ impl Generation<'_> {
         let device = self.job.options.device.torch();
         let _autocast = match self.job.config.train.precision {
             Precision::Bf16 => Some(Autocast::bf16(device)?),
-            Precision::Fp32 => None,
+            Precision::Fp32 | Precision::Fp16 => None,
         };
         self.reducer.try_forward(|| self.state.model.forward(clips, train).map_err(Error::from))
     }
@@ -347,13 +348,17 @@ impl Generation<'_> {
         progress.at("evaluating", self.at.generation, self.position.epoch, self.position.step);
         self.group.broadcast_all(&self.state.buffers(), 0)?;
         let Some(stream) = self.job.feed().eval(&self.at)? else { return Ok(()) };
-        let tally = evaluate::run(
-            &self.state.model,
-            stream,
-            &self.normalise,
-            self.job.config.train.precision,
-            || progress.tick(),
-        )?;
+        let (config, dataset) = (&self.job.config, &self.job.dataset);
+        let split = evaluate::Split::new(dataset, &config.data.eval_split, config.loss.kind)?;
+        let judge = Judge {
+            model: &self.state.model,
+            normalise: &self.normalise,
+            precision: config.train.precision,
+            loss: config.loss.kind,
+            ensemble: Ensemble::Mean,
+            keep_views: false,
+        };
+        let tally = evaluate::run(&judge, stream, &split, || progress.tick())?;
         let tally = tally.all_reduce(&self.group, self.job.options.device.torch())?;
         if self.at.rank == 0 && tally.clips() > 0 {
             self.session.send(Message::Eval(v1::EvalReport {
@@ -364,6 +369,7 @@ impl Generation<'_> {
                 top1: tally.top1(),
                 top5: tally.top5(),
                 clips: tally.clips(),
+                mean_average_precision: tally.ranking().and_then(|r| r.mean()),
                 seconds: began.elapsed().as_secs_f64(),
             }));
         }

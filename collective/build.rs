@@ -10,7 +10,8 @@ use std::{
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-const SOURCES: [&str; 4] = ["cpp/store.cpp", "cpp/group.cpp", "cpp/reducer.cpp", "cpp/runtime.cpp"];
+const SOURCES: [&str; 5] =
+    ["cpp/store.cpp", "cpp/group.cpp", "cpp/reducer.cpp", "cpp/runtime.cpp", "cpp/autograd.cpp"];
 
 fn main() -> Result<()> {
     for path in ["build.rs", "src/ffi.rs", "cpp"] {

@@ -35,18 +35,18 @@ bool keep_pages() {
 #endif
 }
 
-AutocastState autocast_enter(bool cuda) {
+AutocastState autocast_enter(bool cuda, bool half) {
   auto device = cuda ? at::kCUDA : at::kCPU;
   AutocastState before{cuda, at::autocast::is_autocast_enabled(device),
                        static_cast<int8_t>(at::autocast::get_autocast_dtype(device))};
   at::autocast::set_autocast_enabled(device, true);
-  at::autocast::set_autocast_dtype(device, at::kBFloat16);
+  at::autocast::set_autocast_dtype(device, half ? at::kHalf : at::kBFloat16);
   at::autocast::increment_nesting();
   return before;
 }
 void autocast_leave(const AutocastState& before) {
   auto device = before.cuda ? at::kCUDA : at::kCPU;
-  // The cache holds bf16 copies of weights: stale after the next optimizer step.
+  // The cache holds bf16 or fp16 copies of weights: stale after the next optimizer step.
   if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
   at::autocast::set_autocast_enabled(device, before.enabled);
   at::autocast::set_autocast_dtype(device, static_cast<at::ScalarType>(before.dtype));
@@ -126,5 +126,27 @@ void fused_sgd(TensorPtrs params, TensorPtrs grads, TensorPtrs momenta, double l
   // Buffers start at zero, so the first step needs no special case: 0 * momentum + gradient.
   at::_fused_sgd_(p, g, b, weight_decay, momentum, lr, /*dampening=*/0, nesterov,
                   /*maximize=*/false, /*is_first_step=*/false);
+}
+
+double foreach_norm(TensorPtrs tensors) {
+  at::NoGradGuard no_grad;
+  auto ts = list(tensors);
+  if (ts.empty()) return 0;
+  return at::stack(at::_foreach_norm(ts)).norm().item<double>();
+}
+void foreach_mul(TensorPtrs tensors, double factor) {
+  at::NoGradGuard no_grad;
+  auto ts = list(tensors);
+  if (!ts.empty()) at::_foreach_mul_(ts, factor);
+}
+void foreach_lerp(TensorPtrs tensors, TensorPtrs ends, double weight) {
+  at::NoGradGuard no_grad;
+  auto ts = list(tensors);
+  if (!ts.empty()) at::_foreach_lerp_(ts, list(ends), weight);
+}
+void foreach_copy(TensorPtrs tensors, TensorPtrs sources) {
+  at::NoGradGuard no_grad;
+  auto ts = list(tensors);
+  if (!ts.empty()) at::_foreach_copy_(ts, list(sources));
 }
 } // namespace shim

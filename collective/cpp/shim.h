@@ -88,12 +88,17 @@ struct Reducer {
 std::unique_ptr<Reducer> make_reducer(TensorPtrs params, const Group& g, int64_t first_bucket_bytes,
                                       int64_t bucket_bytes, bool find_unused, bool grad_as_view);
 
+// autograd.cpp
+struct Block; // a Rust function of one tensor
+size_t sum_over_ranks(const Group& g, const Tensor& x);         // a new at::Tensor*, owned by the caller
+size_t recompute(rust::Box<Block> block, const Tensor& x);      // likewise
+
 // runtime.cpp
 struct AutocastState; // shared with Rust
 void init_logging();
 void load_plugin(rust::Str path);
 bool keep_pages();
-AutocastState autocast_enter(bool cuda);
+AutocastState autocast_enter(bool cuda, bool half);
 void autocast_leave(const AutocastState& before);
 size_t channels_last_3d(const Tensor& t); // a new at::Tensor*, owned by the caller
 void channels_last_3d_in_place(const Tensor& t);
@@ -102,4 +107,8 @@ void fused_adamw(TensorPtrs params, TensorPtrs grads, TensorPtrs exp_avgs, Tenso
                  double eps);
 void fused_sgd(TensorPtrs params, TensorPtrs grads, TensorPtrs momenta, double lr, double momentum,
                double weight_decay, bool nesterov);
+double foreach_norm(TensorPtrs tensors);
+void foreach_mul(TensorPtrs tensors, double factor);
+void foreach_lerp(TensorPtrs tensors, TensorPtrs ends, double weight);
+void foreach_copy(TensorPtrs tensors, TensorPtrs sources);
 } // namespace shim

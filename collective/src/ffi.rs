@@ -1,7 +1,7 @@
 //! The bridge between Rust and the C++ shim in `cpp/`.
 #![allow(clippy::too_many_arguments)] // of the kernels
 
-use crate::store::Keys;
+use crate::{autograd::Block, store::Keys};
 
 #[cxx::bridge(namespace = "shim")]
 pub mod shim {
@@ -23,6 +23,9 @@ pub mod shim {
         fn check(self: &Keys, keys: Vec<String>) -> Result<bool>;
         fn remove(self: &Keys, key: &str) -> Result<bool>;
         fn num_keys(self: &Keys) -> Result<i64>;
+
+        type Block;
+        fn run(self: &Block, x: &Tensor) -> Result<usize>;
     }
 
     unsafe extern "C++" {
@@ -86,7 +89,10 @@ pub mod shim {
         fn init_logging() -> Result<()>;
         fn load_plugin(path: &str) -> Result<()>;
         fn keep_pages() -> Result<bool>;
-        fn autocast_enter(cuda: bool) -> Result<AutocastState>;
+        fn sum_over_ranks(group: &Group, x: &Tensor) -> Result<usize>;
+        fn recompute(block: Box<Block>, x: &Tensor) -> Result<usize>;
+
+        fn autocast_enter(cuda: bool, half: bool) -> Result<AutocastState>;
         fn autocast_leave(before: &AutocastState) -> Result<()>;
         fn channels_last_3d(t: &Tensor) -> Result<usize>;
         fn channels_last_3d_in_place(t: &Tensor) -> Result<()>;
@@ -111,5 +117,9 @@ pub mod shim {
             weight_decay: f64,
             nesterov: bool,
         ) -> Result<()>;
+        unsafe fn foreach_norm(tensors: &[usize]) -> Result<f64>;
+        unsafe fn foreach_mul(tensors: &[usize], factor: f64) -> Result<()>;
+        unsafe fn foreach_lerp(tensors: &[usize], ends: &[usize], weight: f64) -> Result<()>;
+        unsafe fn foreach_copy(tensors: &[usize], sources: &[usize]) -> Result<()>;
     }
 }

@@ -48,7 +48,7 @@ pub struct Group {
     _one_thread: PhantomData<Cell<()>>,
 }
 
-struct Handle(UniquePtr<shim::Group>);
+pub(crate) struct Handle(pub(crate) UniquePtr<shim::Group>);
 // Safety: c10d's groups may be used from any thread, one at a time (Group is not Sync), except for
 // `abort`, which may run beside the others: Gloo's takes each pair's lock, NCCL's its own.
 unsafe impl Send for Handle {}
@@ -137,6 +137,10 @@ impl Group {
     /// A handle by which another thread can end the group while this one waits for a peer.
     pub fn aborter(&self) -> Aborter {
         Aborter(Arc::downgrade(&self.inner))
+    }
+
+    pub(crate) fn handle(&self) -> Arc<Handle> {
+        self.inner.clone()
     }
 
     pub(crate) fn shim(&self) -> &shim::Group {

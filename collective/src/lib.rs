@@ -12,9 +12,11 @@
 //! This crate holds the house's only `unsafe` code and its only C++.
 #![allow(unsafe_code)]
 
+mod autograd;
 mod cuda;
 mod error;
 mod ffi;
+mod foreach;
 mod group;
 mod memory;
 mod optim;
@@ -23,8 +25,10 @@ mod runtime;
 mod store;
 mod tensor;
 
+pub use autograd::{BlockFn, RankSum, recompute};
 pub use cuda::load_cuda;
 pub use error::{Error, Result};
+pub use foreach::{foreach_copy, foreach_lerp, foreach_mul, foreach_norm};
 pub use group::{Aborter, Backend, Group, ReduceOp, Work};
 pub use memory::MemoryStore;
 pub use optim::{AdamW, Sgd, fused_adamw, fused_sgd};

@@ -23,7 +23,7 @@ pub fn keep_pages() -> bool {
     shim::keep_pages().unwrap_or(false)
 }
 
-/// While this lives, matrix products and convolutions of this thread run in bf16 and the rest
+/// While this lives, matrix products and convolutions of this thread run in 16 bits and the rest
 /// stays as it is. Drop it before `backward` (which remembers the types of its forward pass), on the
 /// thread that made it.
 #[must_use = "autocast ends when the guard is dropped"]
@@ -35,6 +35,15 @@ pub struct Autocast {
 impl Autocast {
     /// bf16 on `device`'s kind.
     pub fn bf16(device: Device) -> Result<Self> {
+        Self::enter(device, false)
+    }
+
+    /// fp16 on `device`'s kind; gradients need a scaled loss.
+    pub fn fp16(device: Device) -> Result<Self> {
+        Self::enter(device, true)
+    }
+
+    fn enter(device: Device, half: bool) -> Result<Self> {
         let cuda = match device {
             Device::Cpu => false,
             Device::Cuda(_) => true,
@@ -42,7 +51,7 @@ impl Autocast {
                 return Err(Error::other("enable autocast", format!("{other:?} is neither CPU nor CUDA")));
             }
         };
-        let before = shim::autocast_enter(cuda).map_err(|e| Error::of_shim("enable autocast", e))?;
+        let before = shim::autocast_enter(cuda, half).map_err(|e| Error::of_shim("enable autocast", e))?;
         Ok(Self { before, _thread_local: PhantomData })
     }
 }

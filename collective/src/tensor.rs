@@ -19,3 +19,16 @@ pub fn owned(pointer: usize) -> Tensor {
     // Safety: the shim hands out each pointer once, made by `new at::Tensor`, as tch's own calls do.
     unsafe { Tensor::from_ptr(pointer as *mut torch_sys::C_tensor) }
 }
+
+/// Another handle on a tensor that the shim holds.
+pub fn shared(t: &shim::Tensor) -> Tensor {
+    let pointer = std::ptr::from_ref(t) as *mut torch_sys::C_tensor;
+    // Safety: the reference is valid, and the clone is a new `at::Tensor` that tch owns.
+    unsafe { Tensor::from_ptr(torch_sys::at_shallow_clone(pointer)) }
+}
+
+/// Gives an `at::Tensor*` to the shim, which deletes it.
+pub fn released(t: Tensor) -> usize {
+    let t = std::mem::ManuallyDrop::new(t);
+    t.as_ptr() as usize
+}

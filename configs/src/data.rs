@@ -207,11 +207,12 @@ pub struct Views {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TestSampling {
-    /// `decoder.py::get_start_end_idx` and `temporal_sampling`: window i of n starts at i/n of the room
-    /// (newer versions: i/(n-1)), frames are a truncated `linspace`.
+    /// `decoder.py::get_start_end_idx` and `temporal_sampling`: window i of n starts at i/n of the room that
+    /// it leaves in the clip, frames are a truncated `linspace`; beyond the end the last frame is repeated.
     #[default]
     PySlowFast,
-    /// `SampleFrames._get_test_clips`: the middles of n equal parts of the room, frames at a plain stride.
+    /// `SampleFrames._get_test_clips` of version 1.x: window i of n starts at i/(n-1) of the room, frames at a
+    /// plain stride; beyond the end the clip begins anew. (0.x: the middles of n equal parts of the room.)
     MmAction2,
 }
 

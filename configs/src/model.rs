@@ -13,35 +13,42 @@ pub enum Model {
 
 /// SlowFast (Feichtenhofer et al. 2019, section 3) on a ResNet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct SlowFast {
     /// 18, 50 or 101.
-    #[serde(default = "fifty")]
     pub depth: u32,
     /// Fast frames per slow frame.
-    #[serde(default = "four")]
     pub alpha: u32,
     /// The fast pathway has 1/beta of the slow one's channels; 8 in the paper.
-    #[serde(default = "eight")]
     pub beta: u32,
     /// Channels of the slow pathway's stem.
-    #[serde(default = "sixty_four")]
     pub width: u32,
     /// Temporal kernel of the lateral connections: 7 for 8x8 R50, else 5.
-    #[serde(default = "five")]
     pub fusion_kernel: u32,
-    #[serde(default = "half")]
     pub dropout: f64,
     /// The last batch norm of each residual block starts at zero.
-    #[serde(default = "yes")]
     pub zero_init_last_norm: bool,
     /// Blocks of each of res2..res5 whose first kernel reaches over time where the stage's does, counted from
     /// its beginning; the rest see one frame. Absent: all. [3, 4, 6, 3] on depth 101 is the "101_50_50".
-    #[serde(default)]
     pub temporal_blocks: Option<[u32; 4]>,
     /// Non-local blocks in the slow pathway.
-    #[serde(default)]
     pub non_local: Option<NonLocal>,
+}
+
+impl Default for SlowFast {
+    fn default() -> Self {
+        Self {
+            depth: 50,
+            alpha: 4,
+            beta: 8,
+            width: 64,
+            fusion_kernel: 5,
+            dropout: 0.5,
+            zero_init_last_norm: true,
+            temporal_blocks: None,
+            non_local: None,
+        }
+    }
 }
 
 /// A ResNet with one pathway.
@@ -103,38 +110,36 @@ pub enum NonLocalKind {
 
 /// Video Swin (Liu et al. 2022, section 3).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct VideoSwin {
-    #[serde(default = "swin_embed")]
     pub embed_dim: u32,
-    #[serde(default = "swin_depths")]
     pub depths: Vec<u32>,
-    #[serde(default = "swin_heads")]
     pub heads: Vec<u32>,
     /// Patch, (t, h, w).
-    #[serde(default = "swin_patch")]
     pub patch: [u32; 3],
     /// Attention window, (t, h, w) in patches.
-    #[serde(default = "swin_window")]
     pub window: [u32; 3],
-    #[serde(default = "mlp_ratio")]
     pub mlp_ratio: f64,
-    #[serde(default)]
     pub dropout: f64,
     /// Largest drop-path rate; it grows linearly over all blocks.
-    #[serde(default = "tenth")]
     pub drop_path: f64,
 }
 
-fn four() -> u32 {
-    4
+impl Default for VideoSwin {
+    fn default() -> Self {
+        Self {
+            embed_dim: 96,
+            depths: vec![2, 2, 6, 2],
+            heads: vec![3, 6, 12, 24],
+            patch: [2, 4, 4],
+            window: [8, 7, 7],
+            mlp_ratio: 4.0,
+            dropout: 0.0,
+            drop_path: 0.1,
+        }
+    }
 }
-fn five() -> u32 {
-    5
-}
-fn eight() -> u32 {
-    8
-}
+
 fn fifty() -> u32 {
     50
 }
@@ -144,30 +149,9 @@ fn sixty_four() -> u32 {
 fn half() -> f64 {
     0.5
 }
-fn tenth() -> f64 {
-    0.1
-}
 fn yes() -> bool {
     true
 }
 fn non_local_pool() -> [u32; 3] {
     [1, 2, 2]
-}
-fn swin_embed() -> u32 {
-    96
-}
-fn swin_depths() -> Vec<u32> {
-    vec![2, 2, 6, 2]
-}
-fn swin_heads() -> Vec<u32> {
-    vec![3, 6, 12, 24]
-}
-fn swin_patch() -> [u32; 3] {
-    [2, 4, 4]
-}
-fn swin_window() -> [u32; 3] {
-    [8, 7, 7]
-}
-fn mlp_ratio() -> f64 {
-    4.0
 }

@@ -76,6 +76,8 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
             data_wait_seconds: r.data_wait_seconds,
             exchange_wait_seconds: r.exchange_wait_seconds,
             peak_memory_bytes: r.peak_memory_bytes,
+            grad_norm: r.grad_norm,
+            skipped: r.skipped,
         }),
         Notice::Eval(r) => Kind::Eval(v1::EvalReport {
             generation: r.generation.0,
@@ -136,6 +138,8 @@ fn step(r: v1::StepReport) -> StepReport {
         data_wait_seconds: r.data_wait_seconds,
         exchange_wait_seconds: r.exchange_wait_seconds,
         peak_memory_bytes: r.peak_memory_bytes,
+        grad_norm: r.grad_norm,
+        skipped: r.skipped,
     }
 }
 

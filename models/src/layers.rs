@@ -6,7 +6,7 @@ use crate::{
     Error, Result,
     named::{Init, Scope},
 };
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 /// 3D convolution.
 #[derive(Debug)]
@@ -26,15 +26,25 @@ impl Conv3d {
         kernel: [i64; 3],
         stride: [i64; 3],
     ) -> Result<Self> {
-        let fan_out = (outputs * kernel.iter().product::<i64>()) as f64;
-        let init = Init::Normal { std: (2.0 / fan_out).sqrt() };
         let [t, h, w] = kernel;
         Ok(Self {
             name: at.path().into(),
-            weight: at.weight("weight", &[outputs, inputs, t, h, w], init, true)?,
+            weight: at.weight("weight", &[outputs, inputs, t, h, w], by_fan_out(outputs, kernel), true)?,
             bias: None,
             stride,
             padding: kernel.map(|k| k / 2),
+        })
+    }
+
+    /// 1 x 1 x 1 with a bias that starts at zero; normal by fan-out.
+    pub(crate) fn point(at: &Scope, [inputs, outputs]: [i64; 2]) -> Result<Self> {
+        let shape = [outputs, inputs, 1, 1, 1];
+        Ok(Self {
+            name: at.path().into(),
+            weight: at.weight("weight", &shape, by_fan_out(outputs, [1; 3]), true)?,
+            bias: Some(at.weight("bias", &[outputs], Init::Constant(0.0), false)?),
+            stride: [1; 3],
+            padding: [0; 3],
         })
     }
 
@@ -56,64 +66,24 @@ impl Conv3d {
         x.f_conv3d(&self.weight, self.bias.as_ref(), self.stride, self.padding, [1i64; 3], 1)
             .map_err(|e| Error::layer(&self.name, x, e))
     }
-}
 
-/// Batch normalisation over all but the channel axis, eps 1e-5, momentum 0.1.
-#[derive(Debug)]
-pub(crate) struct BatchNorm {
-    name: String,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    var: Tensor,
-}
-
-impl BatchNorm {
-    /// `scale`: what the weight starts at.
-    pub(crate) fn new(at: &Scope, channels: i64, scale: f64) -> Result<Self> {
-        let norm = Self {
-            name: at.path().into(),
-            weight: at.weight("weight", &[channels], Init::Constant(scale), false)?,
-            bias: at.weight("bias", &[channels], Init::Constant(0.0), false)?,
-            mean: at.buffer("running_mean", &[channels], 0.0)?,
-            var: at.buffer("running_var", &[channels], 1.0)?,
-        };
-        // PyTorch counts batches only to average without a momentum. We do not count: zero is what a
-        // fresh module has, and the value changes nothing.
-        let none =
-            Tensor::f_zeros([0i64; 0], (Kind::Int64, at.device())).map_err(Error::torch("allocate"))?;
-        at.constant("num_batches_tracked", &none, false);
-        Ok(norm)
-    }
-
-    pub(crate) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let (w, b) = (Some(&self.weight), Some(&self.bias));
-        x.f_batch_norm(w, b, Some(&self.mean), Some(&self.var), train, 0.1, 1e-5, true)
-            .map_err(|e| Error::layer(&self.name, x, e))
+    /// Multiply-adds on one clip's features of size (T, H, W), and the size that comes out.
+    pub(crate) fn cost(&self, size: [i64; 3]) -> (u64, [i64; 3]) {
+        let kernel = self.weight.size();
+        let out = [0, 1, 2].map(|a| (size[a] + 2 * self.padding[a] - kernel[a + 2]) / self.stride[a] + 1);
+        (self.weight.numel() as u64 * volume(out), out)
     }
 }
 
-/// A convolution without bias and its batch norm.
-#[derive(Debug)]
-pub(crate) struct ConvNorm {
-    conv: Conv3d,
-    norm: BatchNorm,
+/// Normal, so that the variance of what goes out is that of what comes in (He et al. 2015).
+fn by_fan_out(outputs: i64, kernel: [i64; 3]) -> Init {
+    let fan_out = (outputs * kernel.iter().product::<i64>()) as f64;
+    Init::Normal { std: (2.0 / fan_out).sqrt() }
 }
 
-impl ConvNorm {
-    pub(crate) fn new(conv: Conv3d, norm: BatchNorm) -> Self {
-        Self { conv, norm }
-    }
-
-    pub(crate) fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.norm.forward(&self.conv.forward(x)?, train)
-    }
-
-    /// Followed by ReLU, in place: the norm's backward pass needs its input, not its output.
-    pub(crate) fn relu(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        let mut y = self.forward(x, train)?;
-        y.f_relu_().map_err(|e| Error::layer(&self.norm.name, &y, e))
-    }
+/// Places in (T, H, W).
+pub(crate) fn volume(size: [i64; 3]) -> u64 {
+    size.iter().product::<i64>().max(0) as u64
 }
 
 /// Layer normalisation over the last axis, eps 1e-5.
@@ -162,5 +132,10 @@ impl Linear {
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         x.f_linear(&self.weight, self.bias.as_ref()).map_err(|e| Error::layer(&self.name, x, e))
+    }
+
+    /// Multiply-adds for so many rows.
+    pub(crate) fn cost(&self, rows: u64) -> u64 {
+        self.weight.numel() as u64 * rows
     }
 }

@@ -37,6 +37,8 @@ impl Named {
 #[derive(Debug)]
 pub(crate) struct Registry {
     device: Device,
+    /// Tensors have their shapes but no memory of their own.
+    outline: bool,
     pub(crate) tensors: Vec<Named>,
     /// What the reference's state dict holds besides, but training neither changes nor needs.
     constants: Vec<Constant>,
@@ -65,7 +67,14 @@ pub(crate) enum Init {
 
 impl Registry {
     pub(crate) fn new(device: Device) -> RefCell<Self> {
-        RefCell::new(Self { device, tensors: vec![], constants: vec![] })
+        RefCell::new(Self { device, outline: false, tensors: vec![], constants: vec![] })
+    }
+
+    /// One whose tensors cost nothing: every element is the same zero.
+    pub(crate) fn outline() -> RefCell<Self> {
+        let registry = Self::new(Device::Cpu);
+        registry.borrow_mut().outline = true;
+        registry
     }
 
     /// Everything that the reference's `state_dict()` holds.
@@ -167,6 +176,9 @@ impl<'a> Scope<'a> {
     /// Drawn on the CPU whatever the device, so that a seed gives the same weights everywhere.
     fn make(&self, shape: &[i64], init: Init) -> Result<Tensor> {
         let fill = || {
+            if self.registry.borrow().outline {
+                return Tensor::f_zeros([1i64], (Kind::Float, Device::Cpu))?.f_expand(shape, false);
+            }
             let mut t = Tensor::f_empty(shape, (Kind::Float, Device::Cpu))?;
             let t = match init {
                 Init::Constant(v) => t.f_fill_(v),

@@ -18,6 +18,8 @@ pub fn presets(name: &str) -> Result<Model> {
             fusion_kernel,
             dropout: 0.5,
             zero_init_last_norm: true,
+            temporal_blocks: None,
+            non_local: None,
         })
     };
     let swin = |embed_dim, middle, heads: [u32; 4], drop_path| {

@@ -4,10 +4,14 @@
 //! after the stem, res2, res3 and res4 the fast features join the slow ones through a time-strided convolution.
 
 use crate::{
-    Error, Network, Result,
-    layers::{BatchNorm, Conv3d, ConvNorm, Linear},
+    Error, Result,
+    head::{Head, Pool},
+    layers::Conv3d,
+    model::Network,
     named::Scope,
-    resnet::{self, Stage, StageSpec},
+    norm::{BatchNorm, ConvNorm},
+    pass::Pass,
+    resnet::{self, Stage, StageSpec, stem_pool, stem_pooled},
 };
 use tch::{Kind, Tensor};
 
@@ -21,17 +25,22 @@ const TEMPORAL: [[i64; 4]; 2] = [[1, 1, 3, 3], [3, 3, 3, 3]];
 #[derive(Debug)]
 pub(crate) struct SlowFast {
     alpha: i64,
-    dropout: f64,
     stem: [ConvNorm; 2],
     /// After the stem and after each stage but the last.
     lateral: Vec<ConvNorm>,
     stages: Vec<[Stage; 2]>,
-    head: Linear,
+    head: Head,
 }
 
 impl SlowFast {
-    /// Builds the layers; `frames` is only checked, any other multiple of alpha runs as well.
-    pub(crate) fn new(at: &Scope, cfg: &configs::SlowFast, classes: i64, frames: i64) -> Result<Self> {
+    /// Builds the layers. `frames` and `crop` are the training size, by which the head pools; any other multiple
+    /// of alpha and any other size run as well.
+    pub(crate) fn new(
+        at: &Scope,
+        cfg: &configs::SlowFast,
+        classes: i64,
+        [frames, crop]: [i64; 2],
+    ) -> Result<Self> {
         check(cfg, frames)?;
         let (alpha, beta) = (i64::from(cfg.alpha), i64::from(cfg.beta));
         let width = i64::from(cfg.width);
@@ -55,9 +64,16 @@ impl SlowFast {
         for (i, &blocks) in depths.iter().enumerate() {
             let stage_at = |pathway: usize, inputs: i64, inner: i64| {
                 let at = at.sub(format_args!("blocks.{}.multipathway_blocks.{pathway}", i + 1));
-                let (temporal, stride) = (TEMPORAL[pathway][i], if i == 0 { 1 } else { 2 });
+                let reaching = cfg.temporal_blocks.map_or(blocks, |t| t[i] as usize);
+                let temporal =
+                    (0..blocks).map(|j| if j < reaching { TEMPORAL[pathway][i] } else { 1 }).collect();
+                let stride = if i == 0 { 1 } else { 2 };
                 let zero_last = cfg.zero_init_last_norm;
-                Stage::new(&at, StageSpec { kind, blocks, inputs, inner, temporal, stride, zero_last })
+                // In the slow pathway alone.
+                let non_local = cfg.non_local.as_ref().filter(|_| pathway == 0);
+                let non_local = non_local.map(|n| (n, n.locations[i].as_slice()));
+                let spec = StageSpec { kind, inputs, inner, temporal, stride, zero_last, non_local };
+                Stage::new(&at, spec)
             };
             let inner = width << i;
             stages.push([
@@ -70,42 +86,50 @@ impl SlowFast {
                 lateral.push(lateral_at(i + 1, fast_in)?);
             }
         }
-        let head = Linear::new(&at.sub("blocks.6.proj"), [slow_in + fast_in, classes], 0.01, true)?;
-        Ok(Self { alpha, dropout: cfg.dropout, stem, lateral, stages, head })
+        let pools = vec![Pool::new(frames / alpha, crop, 1), Pool::new(frames, crop, alpha)];
+        let head = Head::new(&at.sub("blocks.6"), pools, cfg.dropout, slow_in + fast_in, classes)?;
+        Ok(Self { alpha, stem, lateral, stages, head })
     }
 
-    fn run(&self, slow: &Tensor, fast: &Tensor, train: bool) -> Result<Tensor> {
-        let mut slow = pool(&self.stem[0].relu(slow, train)?)?;
-        let mut fast = pool(&self.stem[1].relu(fast, train)?)?;
+    fn run(&self, slow: &Tensor, fast: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let mut slow = stem_pool(&self.stem[0].relu(slow, pass)?)?;
+        let mut fast = stem_pool(&self.stem[1].relu(fast, pass)?)?;
         for (i, [slow_stage, fast_stage]) in self.stages.iter().enumerate() {
-            let joined = self.lateral[i].relu(&fast, train)?;
+            let joined = self.lateral[i].relu(&fast, pass)?;
             slow = Tensor::f_cat(&[&slow, &joined], 1)
                 .map_err(|e| Error::layer(&format!("blocks.{i}.multipathway_fusion"), &slow, e))?;
-            slow = slow_stage.forward(slow, train)?;
-            fast = fast_stage.forward(fast, train)?;
+            slow = slow_stage.forward(slow, pass)?;
+            fast = fast_stage.forward(fast, pass)?;
         }
-        let head = || -> std::result::Result<Tensor, tch::TchError> {
-            let mean = |x: &Tensor| x.f_mean_dim([2i64, 3, 4].as_slice(), false, None::<Kind>);
-            Tensor::f_cat(&[mean(&slow)?, mean(&fast)?], 1)?.f_dropout(self.dropout, train)
-        };
-        let features = head().map_err(|e| Error::layer("blocks.5", &slow, e))?;
-        self.head.forward(&features)
+        self.head.forward(&[slow, fast], pass)
     }
 }
 
 impl Network for SlowFast {
-    fn forward(&self, clip: &Tensor, train: bool) -> Result<Tensor> {
-        self.run(&slow_frames(clip, self.alpha)?, clip, train)
-    }
-
-    fn forward_pathways(&self, pathways: &[Tensor], train: bool) -> Result<Tensor> {
-        match pathways {
-            [slow, fast] => self.run(slow, fast, train),
-            [clip] => self.forward(clip, train),
+    fn forward(&self, inputs: &[Tensor], pass: &Pass) -> Result<Tensor> {
+        match inputs {
+            [slow, fast] => self.run(slow, fast, pass),
+            [clip] => self.run(&slow_frames(clip, self.alpha)?, clip, pass),
             _ => Err(Error::Input {
-                why: format!("SlowFast takes a slow and a fast pathway, not {} inputs", pathways.len()),
+                why: format!("SlowFast takes a slow and a fast pathway, not {} inputs", inputs.len()),
             }),
         }
+    }
+
+    fn cost(&self, [t, h, w]: [i64; 3]) -> u64 {
+        let mut total = 0;
+        let mut add = |(cost, size): (u64, [i64; 3])| {
+            total += cost;
+            size
+        };
+        let mut slow = stem_pooled(add(self.stem[0].conv.cost([t / self.alpha, h, w])));
+        let mut fast = stem_pooled(add(self.stem[1].conv.cost([t, h, w])));
+        for ([slow_stage, fast_stage], lateral) in self.stages.iter().zip(&self.lateral) {
+            add(lateral.conv.cost(fast));
+            slow = add(slow_stage.cost(slow));
+            fast = add(fast_stage.cost(fast));
+        }
+        total + self.head.cost(slow)
     }
 }
 
@@ -128,11 +152,6 @@ fn slow_frames(clip: &Tensor, alpha: i64) -> Result<Tensor> {
     select().map_err(|e| Error::layer("slow frames", clip, e))
 }
 
-fn pool(x: &Tensor) -> Result<Tensor> {
-    x.f_max_pool3d([1i64, 3, 3], [1i64, 2, 2], [0i64, 1, 1], [1i64; 3], false)
-        .map_err(|e| Error::layer("blocks.0.pool", x, e))
-}
-
 fn check(cfg: &configs::SlowFast, frames: i64) -> Result<()> {
     if cfg.alpha == 0 || frames % i64::from(cfg.alpha) != 0 {
         return Err(Error::config("alpha", format!("{frames} frames are not a multiple of {}", cfg.alpha)));
@@ -145,6 +164,13 @@ fn check(cfg: &configs::SlowFast, frames: i64) -> Result<()> {
             "fusion_kernel",
             format!("{} is even; an even kernel changes the number of frames", cfg.fusion_kernel),
         ));
+    }
+    let (_, blocks) = resnet::depths(cfg.depth)?;
+    if let Some(temporal) = cfg.temporal_blocks
+        && temporal.iter().zip(blocks).any(|(&t, all)| t as usize > all)
+    {
+        let why = format!("{temporal:?} are more than the {blocks:?} blocks of depth {}", cfg.depth);
+        return Err(Error::config("temporal_blocks", why));
     }
     if !(0.0..1.0).contains(&cfg.dropout) {
         return Err(Error::config("dropout", format!("{} is not in 0..1", cfg.dropout)));

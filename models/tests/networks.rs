@@ -7,15 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 /// A SlowFast small enough to train in a test.
 fn tiny_slowfast(depth: u32) -> configs::Model {
-    configs::Model::Slowfast(configs::SlowFast {
-        depth,
-        alpha: 4,
-        beta: 4,
-        width: 8,
-        fusion_kernel: 5,
-        dropout: 0.5,
-        zero_init_last_norm: true,
-    })
+    configs::Model::Slowfast(configs::SlowFast { depth, beta: 4, width: 8, ..Default::default() })
 }
 
 fn tiny_swin() -> configs::Model {
@@ -23,11 +15,11 @@ fn tiny_swin() -> configs::Model {
         embed_dim: 12,
         depths: vec![2, 2],
         heads: vec![2, 4],
-        patch: [2, 4, 4],
         window: [2, 3, 3],
         mlp_ratio: 2.0,
         dropout: 0.1,
         drop_path: 0.2,
+        ..Default::default()
     })
 }
 

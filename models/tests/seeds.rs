@@ -8,24 +8,16 @@ use tch::Device;
 #[test]
 fn equal_seeds_give_equal_networks() {
     let configs = [
-        configs::Model::Slowfast(configs::SlowFast {
-            depth: 18,
-            alpha: 4,
-            beta: 4,
-            width: 8,
-            fusion_kernel: 5,
-            dropout: 0.5,
-            zero_init_last_norm: true,
-        }),
+        configs::Model::Slowfast(configs::SlowFast { depth: 18, beta: 4, width: 8, ..Default::default() }),
         configs::Model::VideoSwin(configs::VideoSwin {
             embed_dim: 12,
             depths: vec![2, 2],
             heads: vec![2, 4],
-            patch: [2, 4, 4],
             window: [2, 3, 3],
             mlp_ratio: 2.0,
             dropout: 0.1,
             drop_path: 0.2,
+            ..Default::default()
         }),
     ];
     for cfg in &configs {

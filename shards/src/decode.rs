@@ -1,21 +1,14 @@
-//! Stored runs to pixels: decodes each needed frame once and resizes its crops straight into the
-//! batch buffer. Decoders, resizers and scratch memory are kept per thread.
+//! Stored runs to pixels: decodes each needed frame, resizes its crops straight into the batch buffer and
+//! augments them there. Decoders, resizers and scratch memory are kept per thread.
 
 use crate::format::{ClipMeta, Codec, RUN_FRAMES, run_frames, split_run};
 use crate::reader::Runs;
-use crate::sampling::CropBox;
+use crate::sampling::{CropBox, Cut};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use std::cell::RefCell;
 use std::ops::Range;
 use turbojpeg::{Decompressor, PixelFormat};
-
-/// One output of a window: a crop of every frame, perhaps mirrored.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Cut {
-    pub crop: CropBox,
-    pub flip: bool,
-}
 
 /// A run that could not be decoded, and why in words.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,7 +17,8 @@ pub struct BadRun {
     pub why: String,
 }
 
-/// Shows the stored `frames` (ascending) of a clip through every cut.
+/// Shows the stored `frames` of a clip through every cut; neighbours that are the same frame are
+/// decoded once.
 ///
 /// `out` is (cuts, frames, side, side, 3), RGB. Resizing is bilinear with antialiasing, as Pillow's.
 ///
@@ -50,6 +44,7 @@ struct Scratch {
     jpeg: Option<Decompressor>,
     resizer: Resizer,
     pixels: Vec<u8>,
+    spare: Vec<u8>,
 }
 
 impl Scratch {
@@ -93,6 +88,14 @@ impl Scratch {
             for (i, cut) in cuts.iter().enumerate() {
                 let target = &mut out[at(i, t)..][..image];
                 resize(&mut self.resizer, &source, cut, side, target).map_err(bad)?;
+                for op in &cut.ops {
+                    op.apply(target, side, &mut self.spare);
+                }
+            }
+        }
+        for (cut, clip) in cuts.iter().zip(out.chunks_exact_mut(frames.len() * image)) {
+            if let Some(erase) = &cut.erase {
+                erase.fill(clip, side);
             }
         }
         Ok(())

@@ -4,11 +4,12 @@
 //!
 //! 1. [`format`]: what a dataset is made of: manifest, index, runs of frames;
 //! 2. [`plan`]: which clips make up each global batch, purely;
-//! 3. [`sampling`]: which frames, crop and flip a sample gets, purely;
+//! 3. [`sampling`] and [`augment`]: which frames, crop, flip and changes of its pixels a sample gets, purely;
 //! 4. [`reader`]: the needed runs by ranged GET, verified;
-//! 5. [`decode`]: runs to pixels in the batch buffer;
+//! 5. [`decode`]: runs to augmented pixels in the batch buffer;
 //! 6. [`stream`]: all of it, prefetched, in order, under a byte budget.
 
+pub mod augment;
 pub mod decode;
 pub mod error;
 pub mod format;
@@ -17,7 +18,7 @@ pub mod ingest;
 pub mod inspect;
 pub mod ledger;
 pub mod plan;
-mod random;
+pub mod random;
 pub mod reader;
 pub mod sampling;
 pub mod stream;

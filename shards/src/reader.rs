@@ -4,6 +4,7 @@ use crate::format::{ClipIndex, ClipMeta, Dataset, RUN_FRAMES, crc32c};
 use crate::{Error, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -79,7 +80,7 @@ impl Reader {
         }
     }
 
-    /// The runs that hold `frames` (ascending stored frames), each checked against its CRC32C.
+    /// The runs that hold the stored `frames`, each checked against its CRC32C.
     /// Neighbouring runs come in one request; a wrong run is asked for once more, alone.
     ///
     /// # Errors
@@ -164,12 +165,11 @@ pub fn fetch_bytes(clip: &ClipMeta, frames: &[u32]) -> u64 {
     spans(frames).into_iter().map(size).sum()
 }
 
-/// The runs that hold ascending `frames`, neighbours joined.
+/// The runs that hold `frames`, ascending, neighbours joined.
 fn spans(frames: &[u32]) -> Vec<Range<u32>> {
     let mut spans: Vec<Range<u32>> = Vec::new();
-    for run in frames.iter().map(|f| f / RUN_FRAMES) {
+    for run in frames.iter().map(|f| f / RUN_FRAMES).collect::<BTreeSet<u32>>() {
         match spans.last_mut() {
-            Some(last) if run < last.end => {}
             Some(last) if run == last.end => last.end += 1,
             _ => spans.push(run..run + 1),
         }
@@ -205,6 +205,7 @@ mod tests {
     fn neighbouring_runs_are_joined() {
         assert_eq!(spans(&[0, 3, 15, 16, 40, 41, 80]), [0..3, 5..6]);
         assert_eq!(spans(&[5, 5, 70, 90, 300]), [0..1, 4..6, 18..19]);
+        assert_eq!(spans(&[60, 70, 2, 12]), [0..1, 3..5], "a clip that begins anew");
         assert_eq!(spans(&[]), Vec::<Range<u32>>::new());
     }
 

@@ -37,6 +37,15 @@ impl Normalise {
         self.frames(&batch.frames, batch.shape)
     }
 
+    /// Likewise for a range of the batch's views.
+    pub fn part(&self, batch: &Batch, views: std::ops::Range<usize>) -> Result<Tensor> {
+        let a_view: usize = batch.shape[1..].iter().product();
+        let mut shape = batch.shape;
+        shape[0] = views.len();
+        let bytes = batch.frames.get(views.start * a_view..views.end * a_view).unwrap_or_default();
+        self.frames(bytes, shape)
+    }
+
     /// `n` training clips of zeros (mean grey) in the layout of [`Normalise::tensor`].
     pub fn zeros(&self, n: i64) -> Result<Tensor> {
         let [t, h, w] = self.clip;

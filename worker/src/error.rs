@@ -31,11 +31,11 @@ pub enum Error {
     /// The coordinator ended this generation.
     #[error("go on in generation {generation}: {reason}")]
     GenerationOver { generation: u64, reason: String },
-    /// Loss or gradients are no numbers.
+    /// Loss or gradients were no numbers in too many steps in a row.
     #[error(
-        "finish step {step}: the loss is {loss}, not a number; lower the learning rate or look at clips {clips:?}"
+        "finish step {step}: {why}, the {skipped}th step in a row that had to be skipped; lower the learning rate or look at the clips that the log names, and resume from the last checkpoint"
     )]
-    NonFinite { step: u64, loss: f64, clips: Vec<String> },
+    NonFinite { step: u64, skipped: u64, why: String },
     /// An evaluation met infinities.
     #[error(
         "judge clip {place} of the split: the network's output is not a number; training has diverged: lower the learning rate"

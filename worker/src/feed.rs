@@ -5,7 +5,10 @@ use configs::Config;
 use shards::{
     format::Dataset,
     plan::{Plan, PlanSpec},
-    stream::{ClipSpec, EvalPass, Scale, Stream, StreamOptions, TrainPass, View},
+    stream::{
+        Augment, ClipSpec, ColorJitter, Erasing, EvalPass, RandAugment, Scale, Stream, StreamOptions,
+        TestSampling, TrainPass, View,
+    },
 };
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -42,20 +45,28 @@ impl Feed<'_> {
 
     /// This rank's training batches from `from` to the end of the job.
     pub fn train(&self, plan: &Arc<Plan>, at: &Assignment, from: Place, total: u64) -> Result<Stream> {
-        let augment = &self.config.data.augment;
+        let data = &self.config.data;
+        let augment = &data.augment;
         let scale = match augment.scale {
             configs::Scale::ShortSide { min, max } => Scale::ShortSide { min, max },
             configs::Scale::Resized { area, aspect } => Scale::Resized { area, aspect },
         };
         let pass = TrainPass {
-            clips: self.dataset.clips_of(&self.config.data.train_split)?,
+            clips: self.dataset.clips_of(&data.train_split)?,
             plan: plan.clone(),
             rank: at.rank as u32,
             world: at.world as u32,
             start: (from.epoch, from.step_in_epoch),
             end: total,
             clip: clip_spec(self.config),
-            view: View::Train { crop: augment.crop, scale, flip: augment.flip, seed: self.config.seed },
+            view: View::Train {
+                crop: augment.crop,
+                scale,
+                flip: augment.flip,
+                seed: self.config.seed,
+                repeats: augment.repeats,
+                augment: self.augment()?,
+            },
         };
         Ok(Stream::train(self.dataset.clone(), pass, &self.options())?)
     }
@@ -73,9 +84,42 @@ impl Feed<'_> {
             world: at.world as u32,
             batch: self.config.train.global_batch.div_ceil(at.world as u32),
             clip: clip_spec(self.config),
-            view: View::Eval { short_side: data.eval.short_side, crop: data.eval.crop, clips: 1, crops: 1 },
+            view: View::Eval {
+                short_side: data.eval.short_side,
+                crop: data.eval.crop,
+                clips: 1,
+                crops: 1,
+                sampling: test_sampling(data.test_views().sampling),
+            },
         };
         Ok(Some(Stream::eval(self.dataset.clone(), pass, &self.options())?))
+    }
+
+    /// An unknown name among the labels that are never mirrored is an error.
+    fn augment(&self) -> Result<Augment> {
+        let data = &self.config.data;
+        let a = &data.augment;
+        Ok(Augment {
+            no_flip: self.dataset.manifest.label_ids("data.augment.no_flip", &a.no_flip)?,
+            color_jitter: a.color_jitter.map(|j| ColorJitter {
+                brightness: j.brightness,
+                contrast: j.contrast,
+                saturation: j.saturation,
+            }),
+            rand_augment: a.rand_augment.map(|r| RandAugment {
+                magnitude: r.magnitude,
+                magnitude_std: r.magnitude_std,
+                num_ops: r.num_ops,
+                prob: r.prob,
+            }),
+            erasing: a.random_erasing.map(|e| Erasing {
+                prob: e.prob,
+                area: e.area,
+                aspect: e.aspect,
+                mean: data.mean,
+                std: data.std,
+            }),
+        })
     }
 
     fn options(&self) -> StreamOptions {
@@ -93,5 +137,13 @@ pub fn clip_spec(config: &Config) -> ClipSpec {
         sampling_rate: data.sampling_rate,
         fps: data.fps,
         single_frame: config.train.single_frame,
+    }
+}
+
+/// Where the windows of an evaluation lie.
+pub fn test_sampling(sampling: configs::TestSampling) -> TestSampling {
+    match sampling {
+        configs::TestSampling::PySlowFast => TestSampling::PySlowFast,
+        configs::TestSampling::MmAction2 => TestSampling::MmAction2,
     }
 }

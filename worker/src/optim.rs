@@ -1,18 +1,20 @@
 //! SGD and AdamW: the arithmetic of `torch.optim.SGD` and `torch.optim.AdamW`, in place on the
 //! parameters, with named state that a checkpoint can hold.
 //!
-//! libtorch's fused kernels do the work: one call for the weights that decay, one for the rest.
+//! libtorch's fused kernels do the work: one call for each group of weights that learn alike.
 
 use crate::{Error, Result};
 use configs::{AdamW, Optimizer as Rule, Sgd};
 use models::{Named, Role};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use tch::Tensor;
 
 /// An optimizer over a model's parameters and its state.
 pub struct Optimizer {
     rule: Rule,
     slots: Vec<Slot>,
+    /// What learns alike, and the places of its slots.
+    groups: Vec<(Group, Vec<usize>)>,
     /// Steps taken.
     step: i64,
 }
@@ -20,14 +22,22 @@ pub struct Optimizer {
 /// One parameter and what the optimizer remembers about it, in the parameter's memory format.
 struct Slot {
     name: String,
-    decay: bool,
     weight: Tensor,
     /// As many as [`state_names`] has.
     state: Vec<Tensor>,
 }
 
-/// Parallel lists for one kernel call: the parameters of one weight decay that have a gradient.
+/// How a group of parameters learns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Group {
+    /// Relative to the step's.
+    lr: f64,
+    decay: bool,
+}
+
+/// Parallel lists for one kernel call: the parameters of one group that have a gradient.
 struct Call {
+    lr: f64,
     weight_decay: f64,
     weights: Vec<Tensor>,
     grads: Vec<Tensor>,
@@ -37,29 +47,30 @@ struct Call {
 
 impl Optimizer {
     /// State of zeros for every parameter among `tensors`; buffers are left alone. Norms, biases
-    /// and bias tables (`decay: false`) get no weight decay.
+    /// and bias tables (`decay: false`) get no weight decay; each layer's rate follows `rule.groups()`.
     pub fn new(rule: &Rule, tensors: &[Named]) -> Result<Self> {
-        let mut slots = vec![];
-        for t in tensors {
+        let (mut slots, mut groups) = (vec![], BTreeMap::<_, (Group, Vec<usize>)>::new());
+        let layers = models::layers(tensors);
+        for (t, layer) in tensors.iter().zip(layers) {
             if let Role::Weight { decay } = t.role {
+                let group = Group { lr: rate_of(rule.groups(), layer), decay };
+                // The shallowest first, and what decays before what does not.
+                groups.entry((group.lr.to_bits(), !decay)).or_insert((group, vec![])).1.push(slots.len());
                 let zeros = |_| Ok(t.tensor.f_detach()?.f_zeros_like()?);
                 let state = state_names(rule).iter().map(zeros).collect::<Result<_>>()?;
-                slots.push(Slot { name: t.name.clone(), decay, weight: t.tensor.shallow_clone(), state });
+                slots.push(Slot { name: t.name.clone(), weight: t.tensor.shallow_clone(), state });
             }
         }
-        Ok(Self { rule: rule.clone(), slots, step: 0 })
+        Ok(Self { rule: rule.clone(), slots, groups: groups.into_values().collect(), step: 0 })
     }
 
-    /// One step along the parameters' gradients, at learning rate `lr`. Parameters without a
-    /// gradient are left alone. Gradients may be views of reducer buckets: they are only read.
+    /// One step along the parameters' gradients, at learning rate `lr` for the classifier. Parameters
+    /// without a gradient are left alone. Gradients may be views of reducer buckets: they are only read.
     pub fn step(&mut self, lr: f64) -> Result<()> {
         let _no_grad = tch::no_grad_guard();
         self.step += 1;
-        for decay in [true, false] {
-            let call = self.call(decay)?;
-            if !call.weights.is_empty() {
-                call.fused(&self.rule, lr, self.step)?;
-            }
+        for call in self.calls(lr)? {
+            call.fused(&self.rule, self.step)?;
         }
         Ok(())
     }
@@ -107,27 +118,41 @@ impl Optimizer {
         Ok(())
     }
 
-    fn call(&mut self, decay: bool) -> Result<Call> {
-        let weight_decay = match (&self.rule, decay) {
-            (_, false) => 0.0,
-            (Rule::Sgd(r), true) => r.weight_decay,
-            (Rule::Adamw(r), true) => r.weight_decay,
+    fn calls(&mut self, lr: f64) -> Result<Vec<Call>> {
+        let decay = match &self.rule {
+            Rule::Sgd(r) => r.weight_decay,
+            Rule::Adamw(r) => r.weight_decay,
         };
-        let mut call = Call { weight_decay, weights: vec![], grads: vec![], state: [vec![], vec![]] };
-        for slot in self.slots.iter_mut().filter(|s| s.decay == decay) {
-            let grad = slot.weight.f_grad()?;
-            if !grad.defined() {
-                continue;
+        let mut calls = vec![];
+        for (group, members) in &self.groups {
+            let weight_decay = if group.decay { decay } else { 0.0 };
+            let lr = lr * group.lr;
+            let mut call = Call { lr, weight_decay, weights: vec![], grads: vec![], state: [vec![], vec![]] };
+            for &i in members {
+                let slot = &mut self.slots[i];
+                let grad = slot.weight.f_grad()?;
+                if !grad.defined() {
+                    continue;
+                }
+                call.grads.push(laid_out_as(&slot.weight, grad)?);
+                call.weights.push(slot.weight.shallow_clone());
+                for (state, list) in slot.state.iter_mut().zip(&mut call.state) {
+                    *state = laid_out_as(&slot.weight, state.shallow_clone())?;
+                    list.push(state.shallow_clone());
+                }
             }
-            call.grads.push(laid_out_as(&slot.weight, grad)?);
-            call.weights.push(slot.weight.shallow_clone());
-            for (state, list) in slot.state.iter_mut().zip(&mut call.state) {
-                *state = laid_out_as(&slot.weight, state.shallow_clone())?;
-                list.push(state.shallow_clone());
+            if !call.weights.is_empty() {
+                calls.push(call);
             }
         }
-        Ok(call)
+        Ok(calls)
     }
+}
+
+/// A layer's rate, relative to the classifier's.
+fn rate_of(groups: configs::Groups, layer: models::Layer) -> f64 {
+    let backbone = if layer.classifier { 1.0 } else { groups.backbone };
+    backbone * groups.layer_decay.powi(layer.below_classifier as i32)
 }
 
 fn state_names(rule: &Rule) -> &'static [&'static str] {
@@ -159,8 +184,8 @@ fn refused(what: String) -> Error {
 }
 
 impl Call {
-    fn fused(&self, rule: &Rule, lr: f64, step: i64) -> Result<()> {
-        let (weight_decay, [first, second]) = (self.weight_decay, &self.state);
+    fn fused(&self, rule: &Rule, step: i64) -> Result<()> {
+        let (lr, weight_decay, [first, second]) = (self.lr, self.weight_decay, &self.state);
         match rule {
             Rule::Adamw(AdamW { betas, eps, .. }) => {
                 let o = collective::AdamW { step, lr, betas: *betas, weight_decay, eps: *eps };
@@ -183,7 +208,8 @@ mod tests {
 
     impl Call {
         /// The kernels' work in plain tensor operations, in the order of `torch.optim`'s single-tensor loops.
-        fn plain(&self, rule: &Rule, lr: f64, step: i64) -> Result<()> {
+        fn plain(&self, rule: &Rule, step: i64) -> Result<()> {
+            let lr = self.lr;
             for (i, weight) in self.weights.iter().enumerate() {
                 let mut w = weight.shallow_clone();
                 match rule {
@@ -215,11 +241,25 @@ mod tests {
     }
 
     fn sgd(momentum: f64, nesterov: bool) -> Rule {
-        Rule::Sgd(Sgd { lr: 0.01, momentum, nesterov, weight_decay: 0.1 })
+        Rule::Sgd(Sgd {
+            lr: 0.01,
+            momentum,
+            nesterov,
+            weight_decay: 0.1,
+            reference_batch: None,
+            groups: Default::default(),
+        })
     }
 
     fn adamw() -> Rule {
-        Rule::Adamw(AdamW { lr: 0.01, betas: [0.8, 0.95], eps: 1e-6, weight_decay: 0.2 })
+        Rule::Adamw(AdamW {
+            lr: 0.01,
+            betas: [0.8, 0.95],
+            eps: 1e-6,
+            weight_decay: 0.2,
+            reference_batch: None,
+            groups: Default::default(),
+        })
     }
 
     /// A weight that decays and a bias that does not, with exactly representable values.
@@ -314,8 +354,8 @@ mod tests {
             for s in 1..=5 {
                 backward(&tensors, s);
                 let _no_grad = tch::no_grad_guard();
-                for decay in [true, false] {
-                    o.call(decay).unwrap().plain(&rule, 0.01 * s as f64, s).unwrap();
+                for call in o.calls(0.01 * s as f64).unwrap() {
+                    call.plain(&rule, s).unwrap();
                 }
             }
             for (plain, fused) in values(&tensors).iter().zip(five_steps(&rule)) {
@@ -389,5 +429,34 @@ mod tests {
         let before = values(&tensors);
         Optimizer::new(&sgd(0.9, true), &tensors).unwrap().step(0.1).unwrap();
         assert_eq!(values(&tensors), before);
+    }
+
+    /// Without momentum and decay a step is the group's rate times the gradient, so rates can be read off.
+    #[test]
+    fn layers_learn_at_their_own_rate() {
+        let rule = Rule::Sgd(Sgd {
+            lr: 1.0,
+            momentum: 0.0,
+            nesterov: false,
+            weight_decay: 0.0,
+            reference_batch: None,
+            groups: configs::Groups { backbone: 0.5, layer_decay: 0.1 },
+        });
+        let names = ["patch_embed.proj.weight", "features.0.0.mlp.0.weight", "norm.weight", "head.weight"];
+        let tensors: Vec<Named> = names
+            .iter()
+            .map(|name| Named {
+                name: name.to_string(),
+                tensor: Tensor::zeros([1], (Kind::Float, Device::Cpu)).set_requires_grad(true),
+                role: Role::Weight { decay: true },
+            })
+            .collect();
+        let mut o = Optimizer::new(&rule, &tensors).unwrap();
+        tensors.iter().for_each(|t| t.tensor.sum(Kind::Float).backward());
+        o.step(1.0).unwrap();
+        let moved: Vec<f64> = tensors.iter().map(|t| -t.tensor.double_value(&[0])).collect();
+        for (moved, want) in moved.iter().zip([0.005, 0.05, 0.5, 1.0]) {
+            assert!((moved - want).abs() < 1e-7, "{moved} is not {want}");
+        }
     }
 }

@@ -9,8 +9,8 @@ use crate::{
     },
     device::Device,
     feed, metrics,
+    trainer::autocast,
 };
-use collective::Autocast;
 use configs::{Config, Ensemble, LossKind, Precision, Test};
 use models::Model;
 use shards::{
@@ -19,7 +19,7 @@ use shards::{
 };
 use std::{collections::HashMap, io::IsTerminal, sync::Arc};
 use storage::{Location, sha256_hex};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use tokio::runtime::Runtime;
 
 /// A whole, verified checkpoint whose model is not built yet.
@@ -81,8 +81,8 @@ impl Opened {
         let (config, url) = (loaded.config()?, loaded.url.clone());
         let manifest = Location::parse(&url)?;
         let digest = sha256_hex(&runtime.block_on(manifest.get(layout::MANIFEST))?);
-        let (header, tensors, _) = loaded.into_parts();
-        Ok(Self { header, url, digest, config, tensors, runtime })
+        let (header, parts) = loaded.into_parts();
+        Ok(Self { header, url, digest, config, tensors: parts.model, runtime })
     }
 
     /// Opens a dataset whose labels are the model's.
@@ -169,8 +169,9 @@ impl Restored {
 
 /// The views of a test.
 pub fn view(test: &Test) -> View {
-    let Test { views, short_side, crop, .. } = *test;
-    View::Eval { short_side, crop, clips: views.clips, crops: views.crops }
+    let Test { views, short_side, crop, sampling, .. } = *test;
+    let sampling = feed::test_sampling(sampling);
+    View::Eval { short_side, crop, clips: views.clips, crops: views.crops, sampling }
 }
 
 impl Judge<'_> {
@@ -201,15 +202,10 @@ impl Judge<'_> {
     /// Scores (B, classes) of clips (B, 3, T, H, W).
     fn probabilities(&self, clips: &Tensor) -> Result<Tensor> {
         let _no_grad = tch::no_grad_guard();
-        let _autocast = match self.precision {
-            Precision::Bf16 => Some(Autocast::bf16(self.normalise.device)?),
-            // fp16 is there for the speed of training; what it trained is judged exactly.
-            Precision::Fp32 | Precision::Fp16 => None,
-        };
-        let logits = self.model.forward(clips, false)?.f_to_kind(Kind::Double)?;
+        let _autocast = autocast(self.precision, self.normalise.device)?;
         Ok(match self.loss {
-            LossKind::CrossEntropy => logits.f_softmax(-1, Kind::Double)?,
-            LossKind::Bce => logits.f_sigmoid()?,
+            LossKind::CrossEntropy => self.model.probabilities(clips)?,
+            LossKind::Bce => self.model.forward(clips, false)?.f_sigmoid()?,
         })
     }
 }

@@ -1,18 +1,19 @@
 //! The learning rate as a function of the fractional epoch: pure, so that a resumed run follows the
 //! same curve. The shapes are PySlowFast's `slowfast/utils/lr_policy.py`.
 
-use configs::{Config, Schedule, ScheduleKind};
+use configs::{Job, Schedule, ScheduleKind};
 use std::f64::consts::PI;
 
-/// The job's schedule and base rate at its own global batch, and what the file's rates were multiplied with:
-/// `global_batch / reference_batch` (Goyal et al. 2017), 1 where no reference is given.
-pub fn scaled(config: &Config) -> (Schedule, f64, f64) {
-    let reference = config.optimizer.reference_batch();
-    let scale = reference.map_or(1.0, |r| f64::from(config.train.global_batch) / f64::from(r));
-    let mut schedule = config.schedule.clone();
-    schedule.warmup_start_lr *= scale;
-    schedule.end_lr *= scale;
-    (schedule, config.optimizer.lr() * scale, scale)
+/// The rate of the step at fractional epoch `at` of a job, scaled to its global batch.
+pub fn lr_of_step(job: &Job, at: f64) -> f64 {
+    batch_scale(job) * lr(&job.schedule, job.optimizer.lr(), job.train.epochs as f64, at)
+}
+
+/// What all rates of the job are multiplied by: its global batch over the one that they are meant for
+/// (Goyal et al. 2017, section 2.1).
+pub fn batch_scale(job: &Job) -> f64 {
+    let batch = job.train.global_batch;
+    f64::from(batch) / f64::from(job.optimizer.reference_batch().unwrap_or(batch))
 }
 
 /// The rate at fractional epoch `at` of `epochs`. `base_lr` is the rate that the schedule shapes.

@@ -1,12 +1,18 @@
-//! What a checkpoint holds and a generation shares: weights, optimizer state, position.
+//! What a checkpoint holds and a generation shares: weights, averages, optimizer state, position.
 
 use crate::{
     Error, Result,
-    checkpoint::{layout::Place, load::Loaded},
+    checkpoint::{
+        layout::{Part, Place},
+        load::Loaded,
+        save::Entry,
+    },
+    ema::Ema,
     optim::Optimizer,
+    scaler::LossScaler,
 };
 use collective::Group;
-use configs::{Checkpoint, Config};
+use configs::{Checkpoint, Config, Precision};
 use models::{Model, Named, Role};
 use shards::format::Dataset;
 use tch::{Device, Tensor};
@@ -41,15 +47,23 @@ impl Place {
     }
 }
 
-/// Weights, running statistics and optimizer state of one rank; equal on all but for the statistics.
+/// All that changes from step to step, of one rank; equal on all but for the running statistics.
 pub struct State {
     pub model: Model,
     pub optimizer: Optimizer,
+    pub ema: Option<Ema>,
+    /// With precision fp16.
+    pub scaler: Option<LossScaler>,
 }
 
 impl State {
     /// Fresh weights from the job's seed.
     pub fn new(config: &Config, labels: &[String], device: Device) -> Result<Self> {
+        if config.train.precision == Precision::Fp16 && !device.is_cuda() {
+            return Err(Error::Usage(
+                "train with precision = \"fp16\" on a CPU: use \"bf16\" there, which needs no loss scaler".into(),
+            ));
+        }
         tch::manual_seed(config.seed as i64);
         let (frames, crop) = (config.data.frames as i64, config.data.augment.crop as i64);
         let mut model = Model::new(&config.model, labels.len() as i64, frames, crop, device)?;
@@ -57,7 +71,9 @@ impl State {
             model.to_channels_last()?;
         }
         let optimizer = Optimizer::new(&config.optimizer, &model.tensors())?;
-        Ok(Self { model, optimizer })
+        let ema = config.train.ema.map(|ema| Ema::new(ema, &model)).transpose()?;
+        let scaler = (config.train.precision == Precision::Fp16).then(LossScaler::default);
+        Ok(Self { model, optimizer, ema, scaler })
     }
 
     /// Takes over a checkpoint, if it is one of this model, these labels and this dataset.
@@ -71,10 +87,40 @@ impl State {
                 loaded.url, loaded.header.dataset_digest, config.data.url, dataset.digest
             )));
         }
-        let (header, model, optimizer) = loaded.into_parts();
-        self.model.load(model)?;
-        self.optimizer.load(optimizer)?;
+        let (header, mut parts) = loaded.into_parts();
+        self.model.load(parts.model)?;
+        if let Some(scaler) = &mut self.scaler {
+            scaler.take(&mut parts.optimizer)?;
+        }
+        self.optimizer.load(parts.optimizer)?;
+        match &self.ema {
+            // A run whose average was turned on later.
+            Some(ema) if parts.ema.is_empty() => ema.restart()?,
+            Some(ema) => ema.load(parts.ema)?,
+            None => {}
+        }
         Ok(header.place())
+    }
+
+    /// What a checkpoint holds of it.
+    pub fn entries(&self) -> Vec<Entry> {
+        let mut entries = Entry::of_model(&self.model);
+        let scaler = self.scaler.iter().flat_map(LossScaler::state);
+        entries.extend(Entry::of_part(Part::Optimizer, self.optimizer.state().into_iter().chain(scaler)));
+        entries.extend(Entry::of_part(Part::Ema, self.ema.iter().flat_map(Ema::state)));
+        entries
+    }
+
+    /// Steps along the gradients at learning rate `lr`.
+    pub fn update(&mut self, lr: f64) -> Result<()> {
+        self.optimizer.step(lr)?;
+        self.ema.as_ref().map_or(Ok(()), Ema::update)
+    }
+
+    /// The gradients that there are.
+    pub fn gradients(&self) -> Result<Vec<Tensor>> {
+        let all = self.parameters().iter().map(Tensor::f_grad).collect::<std::result::Result<Vec<_>, _>>()?;
+        Ok(all.into_iter().filter(Tensor::defined).collect())
     }
 
     /// The leaves that gradients belong to, in a fixed order.
@@ -87,13 +133,19 @@ impl State {
         self.of(|n| matches!(n.role, Role::Buffer))
     }
 
-    /// Every rank takes rank 0's weights, statistics and optimizer state.
+    /// Every rank takes rank 0's weights, statistics, averages and optimizer state.
     pub fn broadcast(&mut self, group: &Group) -> Result<()> {
-        let optimizer = self.optimizer.state();
+        let mut optimizer = self.optimizer.state();
+        optimizer.extend(self.scaler.iter().flat_map(LossScaler::state));
         let mut all: Vec<Tensor> = self.of(|_| true).iter().map(|t| t.detach()).collect();
         all.extend(optimizer.iter().map(|(_, t)| t.shallow_clone()));
+        all.extend(self.ema.iter().flat_map(Ema::state).map(|(_, t)| t));
         group.broadcast_all(&all, 0)?;
-        self.optimizer.load(optimizer.into_iter().collect())
+        let mut optimizer = optimizer.into_iter().collect();
+        if let Some(scaler) = &mut self.scaler {
+            scaler.take(&mut optimizer)?;
+        }
+        self.optimizer.load(optimizer)
     }
 
     fn of(&self, wanted: impl Fn(&Named) -> bool) -> Vec<Tensor> {

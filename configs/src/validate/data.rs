@@ -57,7 +57,10 @@ impl Rules<'_> {
     }
 
     fn augment(&self, a: &Augment) -> Result<()> {
-        self.positive("data.augment.repeats", a.repeats.into())?;
+        let few = |key: &str, n: u32| {
+            self.require((1..=100).contains(&n), key, format!("{n} must lie between 1 and 100"))
+        };
+        few("data.augment.repeats", a.repeats)?;
         if let Some(c) = a.color_jitter {
             for (key, x) in
                 [("brightness", c.brightness), ("contrast", c.contrast), ("saturation", c.saturation)]
@@ -70,7 +73,7 @@ impl Rules<'_> {
             let at = |key: &str| format!("data.augment.rand_augment.{key}");
             let ok = (0.0..=10.0).contains(&r.magnitude);
             self.require(ok, &at("magnitude"), format!("{} must lie between 0 and 10", r.magnitude))?;
-            self.positive(&at("num_ops"), r.num_ops.into())?;
+            few(&at("num_ops"), r.num_ops)?;
             self.not_negative(&at("magnitude_std"), r.magnitude_std)?;
             let ok = (0.0..=1.0).contains(&r.prob);
             self.require(ok, &at("prob"), format!("{} must lie between 0 and 1", r.prob))?;

@@ -92,6 +92,8 @@ pub struct StepReport {
     pub data_wait_seconds: f64,
     pub exchange_wait_seconds: f64,
     pub peak_memory_bytes: u64,
+    pub grad_norm: f64,
+    pub skipped: bool,
 }
 
 /// One evaluation, told by rank 0. Fields as in the contract.

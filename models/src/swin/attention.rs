@@ -11,6 +11,7 @@ use tch::{Kind, TchError, Tensor};
 #[derive(Debug)]
 pub(super) struct Attention {
     name: String,
+    dim: i64,
     heads: i64,
     /// A row for each offset inside a full window, a column a head.
     table: Tensor,
@@ -29,6 +30,7 @@ impl Attention {
         at.constant("relative_position_index", index, true);
         Ok(Self {
             name: at.path().into(),
+            dim,
             heads,
             table,
             index: index.shallow_clone(),
@@ -44,6 +46,13 @@ impl Attention {
         let qkv = self.qkv.forward(&windows)?;
         let mixed = self.attend(&qkv, grid, mask).map_err(layer)?;
         grid.join(&self.proj.forward(&mixed)?).map_err(layer)
+    }
+
+    /// Multiply-adds on one clip: the projections of every token, padding included, and two products a window.
+    pub(super) fn cost(&self, grid: &Grid) -> u64 {
+        let (windows, n) = (grid.windows() as u64, grid.volume() as u64);
+        let linear = self.qkv.cost(windows * n) + self.proj.cost(windows * n);
+        linear + 2 * windows * n * n * self.dim as u64
     }
 
     fn attend(

@@ -5,6 +5,7 @@ use crate::{
     Error, Result,
     layers::{LayerNorm, Linear},
     named::Scope,
+    pass::Pass,
 };
 use tch::{TchError, Tensor};
 
@@ -49,17 +50,22 @@ impl Block {
         x: &Tensor,
         grid: &Grid,
         mask: Option<&Tensor>,
-        train: bool,
+        pass: &Pass,
     ) -> Result<Tensor> {
         let mixed = self.attention.forward(&self.norm1.forward(x)?, grid, mask)?;
-        let x = self.add(x, &mixed, train)?;
+        let x = self.add(x, &mixed, pass)?;
         let hidden = self.mlp[0].forward(&self.norm2.forward(&x)?)?;
         let hidden = hidden.f_gelu("none").map_err(|e| Error::layer(&self.name, &hidden, e))?;
-        self.add(&x, &self.mlp[1].forward(&hidden)?, train)
+        self.add(&x, &self.mlp[1].forward(&hidden)?, pass)
     }
 
-    fn add(&self, x: &Tensor, branch: &Tensor, train: bool) -> Result<Tensor> {
-        let rate = if train { self.drop_path } else { 0.0 };
+    /// Multiply-adds of the linear layers and the attention's products, the latter over padded windows.
+    pub(super) fn cost(&self, tokens: u64, grid: &Grid) -> u64 {
+        self.attention.cost(grid) + self.mlp.iter().map(|l| l.cost(tokens)).sum::<u64>()
+    }
+
+    fn add(&self, x: &Tensor, branch: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let rate = if pass.train { self.drop_path } else { 0.0 };
         drop_path(branch, rate).and_then(|b| x.f_add(&b)).map_err(|e| Error::layer(&self.name, branch, e))
     }
 }

@@ -6,9 +6,11 @@ mod block;
 mod window;
 
 use crate::{
-    Error, Network, Result,
-    layers::{Conv3d, LayerNorm, Linear},
+    Error, Result,
+    layers::{Conv3d, LayerNorm, Linear, volume},
+    model::Network,
     named::Scope,
+    pass::Pass,
 };
 use block::Block;
 use tch::{Kind, Tensor};
@@ -71,7 +73,12 @@ impl Swin {
 }
 
 impl Network for Swin {
-    fn forward(&self, clip: &Tensor, train: bool) -> Result<Tensor> {
+    fn forward(&self, inputs: &[Tensor], pass: &Pass) -> Result<Tensor> {
+        let [clip] = inputs else {
+            return Err(Error::Input {
+                why: format!("the network takes one clip, not {} inputs", inputs.len()),
+            });
+        };
         let layer = |e| Error::layer("patch_embed", clip, e);
         let (_, _, t, h, w) = clip.size5().map_err(layer)?;
         let [pt, ph, pw] = [(t, 0), (h, 1), (w, 2)].map(|(n, axis)| missing(n, self.patch[axis]));
@@ -82,19 +89,29 @@ impl Network for Swin {
         let tokens = self.embed.forward(&padded)?.f_permute([0i64, 2, 3, 4, 1]).map_err(layer)?;
         let mut x = self.embed_norm.forward(&tokens)?;
         for stage in &self.stages {
-            x = stage.forward(x, self.window, train)?;
+            x = stage.forward(x, self.window, pass)?;
         }
         let x = self.norm.forward(&x)?;
         let mean = x
             .f_mean_dim([1i64, 2, 3].as_slice(), false, None::<Kind>)
-            .and_then(|m| m.f_dropout(self.dropout, train))
+            .and_then(|m| m.f_dropout(self.dropout, pass.train)?.f_unsqueeze(1))
             .map_err(|e| Error::layer("avgpool", &x, e))?;
         self.head.forward(&mean)
+    }
+
+    fn cost(&self, size: [i64; 3]) -> u64 {
+        let padded = [0, 1, 2].map(|a| size[a] + missing(size[a], self.patch[a]));
+        let (embed, size) = self.embed.cost(padded);
+        let (stages, _) = self.stages.iter().fold((0, size), |(sum, size), stage| {
+            let (cost, size) = stage.cost(size, self.window);
+            (sum + cost, size)
+        });
+        embed + stages + self.head.cost(1)
     }
 }
 
 impl Stage {
-    fn forward(&self, mut x: Tensor, window: [i64; 3], train: bool) -> Result<Tensor> {
+    fn forward(&self, mut x: Tensor, window: [i64; 3], pass: &Pass) -> Result<Tensor> {
         let (_, t, h, w, _) = x.size5().map_err(|e| Error::layer("features", &x, e))?;
         let still = Grid::new([t, h, w], window, false);
         let shifted = Grid::new([t, h, w], window, true);
@@ -105,13 +122,28 @@ impl Stage {
         };
         for block in &self.blocks {
             x = match block.shifted {
-                true => block.forward(&x, &shifted, mask.as_ref(), train)?,
-                false => block.forward(&x, &still, None, train)?,
+                true => block.forward(&x, &shifted, mask.as_ref(), pass)?,
+                false => block.forward(&x, &still, None, pass)?,
             };
         }
         match &self.merge {
             Some(merge) => merge.forward(&x),
             None => Ok(x),
+        }
+    }
+
+    /// Multiply-adds on one clip's tokens (T, H, W), and the size that comes out.
+    fn cost(&self, size: [i64; 3], window: [i64; 3]) -> (u64, [i64; 3]) {
+        let tokens = volume(size);
+        let cost = |b: &Block| b.cost(tokens, &Grid::new(size, window, b.shifted));
+        let blocks: u64 = self.blocks.iter().map(cost).sum();
+        match &self.merge {
+            None => (blocks, size),
+            Some(merge) => {
+                let [t, h, w] = size;
+                let merged = [t, (h + 1) / 2, (w + 1) / 2];
+                (blocks + merge.reduction.cost(volume(merged)), merged)
+            }
         }
     }
 }

@@ -119,6 +119,23 @@ impl Manifest {
         Ok(bytes)
     }
 
+    /// The ids of labels, given by name for the option `option`.
+    ///
+    /// # Errors
+    /// A name that no label has: with the nearest that one has.
+    pub fn label_ids(&self, option: &str, names: &[String]) -> Result<Vec<i32>> {
+        let id = |name: &String| match self.labels.iter().position(|label| label == name) {
+            Some(id) => Ok(id as i32),
+            None => {
+                let near = self.labels.iter().map(|label| (strsim::jaro_winkler(name, label), label));
+                let near = near.max_by(|a, b| a.0.total_cmp(&b.0));
+                let hint = near.map_or(String::new(), |(_, label)| format!("; did you mean {label:?}?"));
+                Err(Error::Usage(format!("understand {option}: the dataset has no label {name:?}{hint}")))
+            }
+        };
+        names.iter().map(id).collect()
+    }
+
     /// Checks that every clip of the index lies where the manifest's files are, and is whole.
     /// Afterwards no offset, length or count of a clip needs a check before it is used.
     pub fn check_clips(&self, clips: &[ClipMeta]) -> std::result::Result<(), String> {
@@ -160,8 +177,9 @@ impl Manifest {
         if !(clip.fps.is_finite() && clip.fps > 0.0) {
             return Err(format!("its frame rate is {}", clip.fps));
         }
-        if clip.label.is_some_and(|l| l < 0 || l as usize >= self.labels.len()) {
-            return Err(format!("its label {:?} has no name", clip.label));
+        let named = |l: &i32| usize::try_from(*l).is_ok_and(|l| l < self.labels.len());
+        if let Some(label) = clip.label.iter().chain(&clip.labels).find(|l| !named(l)) {
+            return Err(format!("its label {label} has no name"));
         }
         let runs = run_count(clip.num_frames) as usize;
         let offsets = &clip.run_offsets;

@@ -1,11 +1,10 @@
 //! What each batch of a pass shows: clips, frames and cuts, before any byte is read. Pure.
 
 use super::{EvalPass, TrainPass, View};
-use crate::decode::Cut;
 use crate::format::{ClipIndex, Dataset};
 use crate::plan::{Sample, sequential};
 use crate::reader::fetch_bytes;
-use crate::sampling::ClipSpec;
+use crate::sampling::{ClipSpec, Cut};
 use crate::{Error, Result};
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,8 +18,9 @@ pub(super) struct Item {
     pub(super) position: u64,
     /// Number of its first view; one more a cut.
     pub(super) first_view: u32,
-    pub(super) label: i64,
-    /// Stored frames, ascending.
+    /// Label ids; none: unlabelled.
+    pub(super) labels: Vec<i32>,
+    /// Stored frames.
     pub(super) frames: Vec<u32>,
     pub(super) cuts: Vec<Cut>,
 }
@@ -81,7 +81,7 @@ impl Batches {
                 "start at step {step} of epoch {epoch}: an epoch has {per_epoch} steps"
             )));
         };
-        let largest = u64::from(plan.spec().global_batch);
+        let largest = u64::from(plan.spec().global_batch) * u64::from(pass.view.count());
         let order = Order::Train { plan, rank: pass.rank, world: pass.world };
         Self::checked(dataset, pass.clips, pass.clip, pass.view, order, first..pass.end.max(first), largest)
     }
@@ -134,8 +134,10 @@ impl Batches {
             Order::Train { plan, rank, world } => {
                 let (epoch, step) = (number / plan.steps_per_epoch(), number % plan.steps_per_epoch());
                 let samples = plan.local(epoch, step, *rank, *world)?;
-                let items = samples.into_iter().map(|s| self.item(epoch, s, 0..1)).collect();
-                (epoch, step, items, Some(plan.global_clips(step) as usize))
+                let repeats = self.view.count();
+                let shown = samples.into_iter().flat_map(|s| (0..repeats).map(move |r| (s, r)));
+                let items = shown.map(|(s, r)| self.item(epoch, s, r..r + 1)).collect();
+                (epoch, step, items, Some(plan.global_clips(step) as usize * repeats as usize))
             }
             Order::Eval { part, windows } => (0, number, self.eval_items(part, *windows, number), None),
         };
@@ -175,7 +177,7 @@ impl Batches {
             .map(|view| {
                 let draw = self.view.draw(&self.clip, meta, epoch, sample.position, view);
                 frames = draw.frames;
-                Cut { crop: draw.crop, flip: draw.flip }
+                draw.cut
             })
             .collect();
         Item {
@@ -183,7 +185,7 @@ impl Batches {
             place: sample.clip,
             position: sample.position,
             first_view,
-            label: meta.label.map_or(-1, i64::from),
+            labels: if meta.labels.is_empty() { meta.label.into_iter().collect() } else { meta.labels.clone() },
             frames,
             cuts,
         }

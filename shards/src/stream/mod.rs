@@ -8,8 +8,9 @@
 mod batches;
 mod pipeline;
 
+pub use crate::augment::{Augment, ColorJitter, Erasing, RandAugment};
 pub use crate::reader::Stats;
-pub use crate::sampling::{ClipSpec, Scale, View};
+pub use crate::sampling::{ClipSpec, Scale, TestSampling, View};
 
 use crate::format::{ClipIndex, Dataset};
 use crate::plan::Plan;
@@ -85,17 +86,19 @@ pub struct Batch {
     pub frames: Vec<u8>,
     /// [B, T, H, W, 3]. B may be 0 in an epoch's short last step.
     pub shape: [usize; 5],
-    /// Label ids; -1: unlabelled.
+    /// The first label id of each view; -1: unlabelled.
     pub labels: Vec<i64>,
+    /// All label ids of each view.
+    pub label_sets: Vec<Vec<i32>>,
     /// Places inside the split.
     pub clips: Vec<u32>,
     /// Places in the epoch; in an evaluation, places inside the split.
     pub positions: Vec<u64>,
-    /// The view's number of its clip; 0 in training.
+    /// The view's number of its clip; in training, of the repeat. A clip's views are neighbours.
     pub views: Vec<u32>,
     /// How long the trainer waited for this batch.
     pub waited: Duration,
-    /// Clips of this step over all ranks; in an evaluation, B.
+    /// What all ranks together show in this step: clips x repeats; in an evaluation, B.
     pub global_clips: usize,
 }
 

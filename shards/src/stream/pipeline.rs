@@ -87,6 +87,7 @@ impl Maker {
             frames: Vec::new(),
             shape: plan.shape,
             labels: Vec::with_capacity(views),
+            label_sets: Vec::with_capacity(views),
             clips: Vec::with_capacity(views),
             positions: Vec::with_capacity(views),
             views: Vec::with_capacity(views),
@@ -96,7 +97,8 @@ impl Maker {
         let mut jobs = Vec::with_capacity(plan.items.len());
         for item in plan.items {
             for view in (item.first_view..).take(item.cuts.len()) {
-                batch.labels.push(item.label);
+                batch.labels.push(item.labels.first().map_or(-1, |&l| i64::from(l)));
+                batch.label_sets.push(item.labels.clone());
                 batch.clips.push(item.place);
                 batch.positions.push(item.position);
                 batch.views.push(view);

@@ -8,9 +8,14 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 
 const WINDOW: ClipSpec = ClipSpec { frames: 6, sampling_rate: 3, fps: None, single_frame: false };
-const VIEW: View =
-    View::Train { crop: 16, scale: Scale::ShortSide { min: 16, max: 22 }, flip: 0.5, seed: 11 };
-const VIEWS: View = View::Eval { short_side: 20, crop: 16, clips: 3, crops: 2 };
+const VIEW: View = train_view(16, 16, 22, 0.5);
+const VIEWS: View =
+    View::Eval { short_side: 20, crop: 16, clips: 3, crops: 2, sampling: TestSampling::PySlowFast };
+
+const fn train_view(crop: u32, min: u32, max: u32, flip: f64) -> View {
+    let scale = Scale::ShortSide { min, max };
+    View::Train { crop, scale, flip, seed: 11, repeats: 1, augment: Augment::NONE }
+}
 
 struct Bench {
     folder: TempDir,
@@ -129,7 +134,7 @@ fn a_start_in_the_middle_gives_the_rest() {
 fn shown_frames_are_those_of_the_clip() {
     // Crop = frame: the pixels pass through untouched, or mirrored.
     let bench = bench_of(Codec::Raw, &[(40, 20, 20); 3]);
-    let view = |flip| View::Train { crop: 20, scale: Scale::ShortSide { min: 20, max: 20 }, flip, seed: 1 };
+    let view = |flip| train_view(20, 20, 20, flip);
     let clip = ClipSpec { frames: 40, sampling_rate: 1, fps: None, single_frame: false };
     let pass = |view, clip| TrainPass { view, clip, end: 1, ..bench.pass() };
     for (flip, mirror) in [(0.0, false), (1.0, true)] {
@@ -200,7 +205,7 @@ fn a_flipped_byte_is_named_by_file_clip_and_run() {
         let clip = bench.dataset.clips[2].clone();
         let at = (clip.offset + clip.run_offsets[1] + 50) as usize;
         bench.damage("data/test/0.parquet", |bytes| bytes[at] ^= 1);
-        let view = View::Train { crop: 16, scale: Scale::ShortSide { min: 16, max: 16 }, flip: 0.0, seed: 0 };
+        let view = train_view(16, 16, 16, 0.0);
         let window = ClipSpec { frames: 40, sampling_rate: 1, fps: None, single_frame: false };
         let pass = TrainPass { clip: window, view, end: 1, ..bench.pass() };
         let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 1 << 20)).unwrap();
@@ -293,7 +298,7 @@ fn the_budget_bounds_what_waits() {
     // One batch: 8 clips of 40 x 32x32x3 bytes, stored and shown; the budget holds one and a half.
     let bench = bench_of(Codec::Raw, &[(40, 32, 32); 40]);
     let a_batch = 8 * 40 * 32 * 32 * 3;
-    let view = View::Train { crop: 32, scale: Scale::ShortSide { min: 32, max: 32 }, flip: 0.5, seed: 1 };
+    let view = train_view(32, 32, 32, 0.5);
     let clip = ClipSpec { frames: 40, sampling_rate: 1, fps: None, single_frame: false };
     let pass = TrainPass { end: 40, clip, view, ..bench.pass() };
     let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 3 * a_batch)).unwrap();
@@ -320,29 +325,126 @@ fn impossible_passes_are_refused_in_words() {
     assert!(refused(TrainPass { clip: ClipSpec { frames: 0, ..WINDOW }, ..bench.pass() }).contains("frames"));
 }
 
+
+#[test]
+fn a_repeated_clip_is_shown_again_and_drawn_anew() {
+    let bench = bench(Codec::Raw);
+    let once = bench.train(bench.pass(), 2, 1 << 20);
+    let again = |repeats| {
+        let View::Train { crop, scale, flip, seed, augment, .. } = VIEW else { unreachable!() };
+        View::Train { crop, scale, flip, seed, repeats, augment }
+    };
+    let three = bench.train(TrainPass { view: again(3), ..bench.pass() }, 2, 1 << 20);
+    assert_eq!(three.len(), once.len());
+    for (one, three) in once.iter().zip(&three) {
+        let n = one.labels.len();
+        let a_view = one.frames.len() / n;
+        assert_eq!((three.shape[0], three.global_clips), (3 * n, 3 * one.global_clips));
+        assert_eq!(three.views, [0, 1, 2].repeat(n));
+        let thrice = |all: &[u64]| all.iter().flat_map(|&x| [x; 3]).collect::<Vec<u64>>();
+        assert_eq!(three.positions, thrice(&one.positions));
+        let shown: Vec<&[u8]> = three.frames.chunks(a_view).collect();
+        assert!(one.frames.chunks(a_view).eq(shown.iter().copied().step_by(3)), "the first is as before");
+        let same = shown.chunks(3).filter(|v| v[0] == v[1] || v[1] == v[2]).count();
+        assert!(same < n, "the others are new");
+    }
+    let world = |rank| bench.train(TrainPass { view: again(3), rank, world: 2, ..bench.pass() }, 2, 1 << 20);
+    let (left, right) = (world(0), world(1));
+    for ((l, r), whole) in left.iter().zip(&right).zip(&three) {
+        assert_eq!([&l.frames[..], &r.frames].concat(), whole.frames);
+        assert_eq!(l.global_clips, whole.global_clips);
+    }
+    let refused = TrainPass { view: again(0), ..bench.pass() };
+    let e = Stream::train(bench.dataset.clone(), refused, &bench.options(1, 0)).unwrap_err();
+    assert!(e.to_string().contains("repeats"), "{e}");
+}
+
+#[test]
+fn augmented_batches_are_the_same_whatever_the_threads_do() {
+    let bench = bench(Codec::Jpeg);
+    let pass = || TrainPass { view: augmented(16, 16, 22), ..bench.pass() };
+    let one = bench.train(pass(), 1, 1 << 30);
+    assert_eq!(one, bench.train(pass(), 4, 0));
+    let plain = bench.train(bench.pass(), 2, 1 << 30);
+    assert_eq!(one[0].positions, plain[0].positions);
+    assert_ne!(one[0].frames, plain[0].frames);
+    let halves: Vec<Vec<Batch>> =
+        (0..2).map(|rank| bench.train(TrainPass { rank, world: 2, ..pass() }, 2, 1 << 20)).collect();
+    for (step, whole) in one.iter().enumerate() {
+        assert_eq!([&halves[0][step].frames[..], &halves[1][step].frames].concat(), whole.frames);
+    }
+}
+
+#[test]
+fn every_label_of_a_clip_comes_along() {
+    let mut bench = bench(Codec::Raw);
+    for (i, clip) in Arc::get_mut(&mut bench.dataset).unwrap().clips.iter_mut().enumerate() {
+        clip.labels = [3, 1, 2][..i % 4].to_vec();
+        clip.label = clip.labels.first().copied();
+    }
+    let clips = bench.dataset.clips_of("train").unwrap();
+    for batch in bench.train(bench.pass(), 2, 1 << 20) {
+        for (i, place) in batch.clips.iter().enumerate() {
+            let meta = bench.dataset.clip(clips[*place as usize]);
+            assert_eq!(batch.label_sets[i], meta.labels);
+            assert_eq!(batch.labels[i], meta.label.map_or(-1, i64::from));
+        }
+    }
+}
+
+/// RandAugment m7-n4, jitter and erasing, all of it often.
+fn augmented(crop: u32, min: u32, max: u32) -> View {
+    let augment = Augment {
+        no_flip: vec![1],
+        color_jitter: Some(ColorJitter { brightness: 0.4, contrast: 0.4, saturation: 0.4 }),
+        rand_augment: Some(RandAugment { magnitude: 7.0, magnitude_std: 0.5, num_ops: 4, prob: 0.5 }),
+        erasing: Some(Erasing {
+            prob: 0.5,
+            area: [0.02, 1.0 / 3.0],
+            aspect: [0.3, 1.0 / 0.3],
+            mean: [0.45; 3],
+            std: [0.225; 3],
+        }),
+    };
+    View::Train { crop, scale: Scale::ShortSide { min, max }, flip: 0.5, seed: 11, repeats: 1, augment }
+}
+
 /// Not a test of anything: prints what this machine decodes. Run it with `--run-ignored only`.
 #[test]
 #[ignore = "a measurement"]
 fn measure_decoding() {
     let bench = bench_of(Codec::Jpeg, &[(80, 340, 256); 10]);
-    let clip = ClipSpec { frames: 32, sampling_rate: 2, fps: None, single_frame: false };
-    let view = View::Train { crop: 224, scale: Scale::ShortSide { min: 256, max: 320 }, flip: 0.5, seed: 1 };
-    let pass = TrainPass { clip, view, end: 25, ..bench.pass() };
-    let bytes: u64 = bench.dataset.clips.iter().map(|c| c.bytes).sum();
-    let started = now();
-    let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 256 << 20)).unwrap();
-    let (mut clips, mut first) = (0, None);
-    while let Some(batch) = stream.next().unwrap() {
-        first.get_or_insert(batch.waited);
-        clips += batch.shape[0];
+    let clip = ClipSpec { frames: 16, sampling_rate: 4, fps: None, single_frame: false };
+    let with = |change: fn(&mut Augment)| {
+        let mut view = augmented(224, 256, 320);
+        let View::Train { augment, .. } = &mut view else { unreachable!() };
+        change(augment);
+        view
+    };
+    let views = [
+        ("crop and flip", train_view(224, 256, 320, 0.5)),
+        ("RandAugment m7-n4", with(|a| (a.color_jitter, a.erasing) = (None, None))),
+        ("colour jitter", with(|a| (a.rand_augment, a.erasing) = (None, None))),
+        ("erasing at 0.25", with(|a| {
+            (a.rand_augment, a.color_jitter) = (None, None);
+            a.erasing.iter_mut().for_each(|e| e.prob = 0.25);
+        })),
+    ];
+    for (name, view) in views {
+        let pass = TrainPass { clip, view, end: 25, ..bench.pass() };
+        let started = now();
+        let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 256 << 20)).unwrap();
+        let (mut clips, mut first) = (0, None);
+        while let Some(batch) = stream.next().unwrap() {
+            first.get_or_insert(batch.waited);
+            clips += batch.shape[0];
+        }
+        let took = started.elapsed().as_secs_f64();
+        println!(
+            "{name}: {clips} clips of 16x224x224 from 340x256 JPEG on 2 threads: {:.1} clips/s, {:.0} frames/s, first batch after {first:?}, {:?}",
+            clips as f64 / took,
+            clips as f64 * 16.0 / took,
+            stream.stats(),
+        );
     }
-    let took = started.elapsed().as_secs_f64();
-    println!(
-        "{clips} clips of 32x224x224 from 340x256 JPEG ({} bytes a frame) on 2 threads: {:.1} clips/s, {:.0} frames/s, first batch after {:?}, {:?}",
-        bytes / 80 / 10,
-        clips as f64 / took,
-        clips as f64 * 32.0 / took,
-        first,
-        stream.stats(),
-    );
 }

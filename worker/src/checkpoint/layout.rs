@@ -77,12 +77,27 @@ pub struct Manifest {
 }
 
 /// What a file holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Part {
     /// Weights and buffers.
     Model,
-    /// The optimizer's state.
+    /// The optimizer's state, and the loss scaler's.
     Optimizer,
+    /// The moving average of the weights, where the job keeps one.
+    Ema,
+}
+
+impl Part {
+    pub const ALL: [Part; 3] = [Part::Model, Part::Optimizer, Part::Ema];
+
+    /// As it begins a file's name.
+    fn name(self) -> &'static str {
+        match self {
+            Part::Model => "model",
+            Part::Optimizer => "optimizer",
+            Part::Ema => "ema",
+        }
+    }
 }
 
 impl Header {
@@ -211,20 +226,13 @@ pub fn attempt(generation: u64) -> String {
 
 /// A file's key relative to the step's folder.
 pub fn file_key(attempt: &str, part: Part, rank: u32, world: u32) -> String {
-    let part = match part {
-        Part::Model => "model",
-        Part::Optimizer => "optimizer",
-    };
-    format!("{attempt}/{part}-{}-of-{world}.safetensors", rank + 1)
+    format!("{attempt}/{}-{}-of-{world}.safetensors", part.name(), rank + 1)
 }
 
 /// What the file of this key holds; `None` if it is none of ours.
 pub fn part_of(key: &str) -> Option<Part> {
-    match key.rsplit('/').next()?.split_once('-')?.0 {
-        "model" => Some(Part::Model),
-        "optimizer" => Some(Part::Optimizer),
-        _ => None,
-    }
+    let name = key.rsplit('/').next()?.split_once('-')?.0;
+    Part::ALL.into_iter().find(|p| p.name() == name)
 }
 
 /// Deals tensors of these sizes in bytes to `world` ranks: the largest first, each to the rank that

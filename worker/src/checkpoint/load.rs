@@ -29,8 +29,27 @@ pub struct Loaded {
     pub header: Header,
     /// The step's folder, for messages.
     pub url: String,
-    model: HashMap<String, Tensor>,
-    optimizer: HashMap<String, Tensor>,
+    parts: Parts,
+}
+
+/// A checkpoint's tensors by name, on the CPU; what was not asked for or never saved is empty.
+#[derive(Debug, Default)]
+pub struct Parts {
+    /// The model's state dict.
+    pub model: HashMap<String, Tensor>,
+    pub optimizer: HashMap<String, Tensor>,
+    /// Averaged weights, under the weights' names.
+    pub ema: HashMap<String, Tensor>,
+}
+
+impl Parts {
+    fn of(&mut self, part: Part) -> &mut HashMap<String, Tensor> {
+        match part {
+            Part::Model => &mut self.model,
+            Part::Optimizer => &mut self.optimizer,
+            Part::Ema => &mut self.ema,
+        }
+    }
 }
 
 /// The candidates at `location`, newest first: a run's, or the one if it is a `.../step-N` folder.
@@ -62,19 +81,22 @@ pub async fn newest(location: &Location) -> Result<Vec<Candidate>> {
 /// program wrote the newest one, and where all finished checkpoints are damaged: starting anew
 /// without a word would lose the run.
 pub async fn load_best(location: &Location, log: impl FnMut(String)) -> Result<Option<Loaded>> {
-    best(location, &[Part::Model, Part::Optimizer], log).await
+    best(location, &Part::ALL, log).await
 }
 
-/// The checkpoint for a command's `--checkpoint`, without its optimizer state. As [`load_best`],
-/// but none is an error.
+/// The checkpoint for a command's `--checkpoint`, without its optimizer state; averaged weights, where
+/// there are any, take the place of the last step's. As [`load_best`], but none is an error.
 pub async fn open(location: &Location, log: impl FnMut(String)) -> Result<Loaded> {
-    best(location, &[Part::Model], log).await?.ok_or_else(|| {
+    let mut loaded = best(location, &[Part::Model, Part::Ema], log).await?.ok_or_else(|| {
         Error::Usage(format!(
             "find a finished checkpoint at {}: give a run's URL or one of its {}/step-N folders",
             location.url(),
             layout::CHECKPOINTS
         ))
-    })
+    })?;
+    let averaged = std::mem::take(&mut loaded.parts.ema);
+    loaded.parts.model.extend(averaged);
+    Ok(loaded)
 }
 
 async fn best(location: &Location, parts: &[Part], mut log: impl FnMut(String)) -> Result<Option<Loaded>> {
@@ -104,7 +126,7 @@ async fn best(location: &Location, parts: &[Part], mut log: impl FnMut(String)) 
 /// parsed. Whatever is wrong with the checkpoint itself is an [`Error::Checkpoint`].
 pub async fn read(folder: &Location, parts: &[Part]) -> Result<Loaded> {
     let manifest = manifest(folder).await?;
-    let (mut model, mut optimizer) = (HashMap::new(), HashMap::new());
+    let mut into = Parts::default();
     for file in &manifest.files {
         let part = layout::part_of(&file.key).ok_or_else(|| {
             broken(folder, &file.key, "the manifest names a file that is none of a checkpoint's")
@@ -113,33 +135,30 @@ pub async fn read(folder: &Location, parts: &[Part]) -> Result<Loaded> {
             continue;
         }
         let bytes = verified(folder, file).await?;
-        let into = match part {
-            Part::Model => &mut model,
-            Part::Optimizer => &mut optimizer,
-        };
+        let into = into.of(part);
         for (name, tensor) in tensors_of(&bytes).map_err(|why| broken(folder, &file.key, &why))? {
             if into.insert(name.clone(), tensor).is_some() {
                 return Err(broken(folder, &file.key, &format!("{name} is also in another file")));
             }
         }
     }
-    Ok(Loaded { header: manifest.header, url: folder.url().into(), model, optimizer })
+    Ok(Loaded { header: manifest.header, url: folder.url().into(), parts: into })
 }
 
 impl Loaded {
     /// The model's state dict, on the CPU.
     pub fn model_tensors(&self) -> &HashMap<String, Tensor> {
-        &self.model
+        &self.parts.model
     }
 
     /// The optimizer's state, on the CPU; empty if it was not asked for.
     pub fn optimizer_tensors(&self) -> &HashMap<String, Tensor> {
-        &self.optimizer
+        &self.parts.optimizer
     }
 
-    /// Header, model tensors and optimizer tensors, to be consumed.
-    pub fn into_parts(self) -> (Header, HashMap<String, Tensor>, HashMap<String, Tensor>) {
-        (self.header, self.model, self.optimizer)
+    /// Header and tensors, to be consumed.
+    pub fn into_parts(self) -> (Header, Parts) {
+        (self.header, self.parts)
     }
 
     /// The configuration of the job that wrote it.
@@ -178,12 +197,13 @@ async fn manifest(folder: &Location) -> Result<Manifest> {
     }
     let manifest: Manifest =
         serde_json::from_value(value).map_err(|e| damaged(format!("a field is missing or wrong: {e}")))?;
-    if manifest.files.len() != 2 * manifest.header.world_size as usize {
-        return Err(damaged(format!(
-            "{} files are listed; {} ranks write two each",
-            manifest.files.len(),
-            manifest.header.world_size
-        )));
+    let ranks = manifest.header.world_size as usize;
+    for part in Part::ALL {
+        let files = manifest.files.iter().filter(|f| layout::part_of(&f.key) == Some(part)).count();
+        let never_saved = files == 0 && part == Part::Ema;
+        if files != ranks && !never_saved {
+            return Err(damaged(format!("{files} {part:?} files are listed; {ranks} ranks write one each")));
+        }
     }
     Ok(manifest)
 }

@@ -30,41 +30,50 @@ struct Copied {
     data: Bytes,
 }
 
-/// Copies rank `rank`'s share of the model's state dict and of the optimizer's `state` to host
-/// memory. Call it on every rank at the same step boundary with the same `header`.
-///
-/// Weights and optimizer state are dealt to the ranks by size. Buffers are rank 0's: its running
-/// statistics are the ones that count, as in PyTorch's DDP.
-pub fn snapshot(
-    model: &models::Model,
-    state: &[(String, Tensor)],
-    header: Header,
-    rank: u32,
-) -> Result<Snapshot> {
-    let weights: HashSet<String> = model
-        .tensors()
-        .into_iter()
-        .filter(|t| matches!(t.role, models::Role::Weight { .. }))
-        .map(|t| t.name)
-        .collect();
-    let model = model.state_dict();
-    let model = model.iter().map(|(name, t)| (Part::Model, !weights.contains(name), name, t));
-    let state = state.iter().map(|(name, t)| (Part::Optimizer, false, name, t));
-    snapshot_of(model.chain(state).collect(), header, rank)
+/// One tensor of a checkpoint.
+pub struct Entry {
+    pub part: Part,
+    /// Rank 0's alone: buffers, for its running statistics are the ones that count, as in PyTorch's DDP.
+    pub rank_zero: bool,
+    pub name: String,
+    pub tensor: Tensor,
 }
 
-/// (what it belongs to, rank 0 keeps it, name, tensor)
-type Entry<'a> = (Part, bool, &'a String, &'a Tensor);
+impl Entry {
+    /// The model's state dict.
+    pub fn of_model(model: &models::Model) -> Vec<Self> {
+        let tensors = model.tensors();
+        let trained: HashSet<&str> =
+            tensors.iter().filter(|t| t.role != models::Role::Buffer).map(|t| t.name.as_str()).collect();
+        let entry = |(name, tensor): (String, Tensor)| Self {
+            part: Part::Model,
+            rank_zero: !trained.contains(name.as_str()),
+            name,
+            tensor,
+        };
+        model.state_dict().into_iter().map(entry).collect()
+    }
 
-fn snapshot_of(entries: Vec<Entry>, header: Header, rank: u32) -> Result<Snapshot> {
-    let fixed: Vec<bool> = entries.iter().map(|e| e.1).collect();
-    let sizes: Vec<u64> =
-        entries.iter().map(|e| (e.3.numel() * e.3.kind().elt_size_in_bytes()) as u64).collect();
+    /// Tensors of another part.
+    pub fn of_part(part: Part, tensors: impl IntoIterator<Item = (String, Tensor)>) -> Vec<Self> {
+        tensors.into_iter().map(|(name, tensor)| Self { part, rank_zero: false, name, tensor }).collect()
+    }
+}
+
+/// Copies rank `rank`'s share of `entries` to host memory: what is not rank 0's alone is dealt to the
+/// ranks by size. Call it on every rank at the same step boundary with the same names, shapes and `header`.
+pub fn snapshot(entries: Vec<Entry>, header: Header, rank: u32) -> Result<Snapshot> {
+    let fixed: Vec<bool> = entries.iter().map(|e| e.rank_zero).collect();
+    let bytes = |t: &Tensor| (t.numel() * t.kind().elt_size_in_bytes()) as u64;
+    let sizes: Vec<u64> = entries.iter().map(|e| bytes(&e.tensor)).collect();
     let owners = layout::deal(&sizes, &fixed, header.world_size);
     let mut files = vec![];
-    for part in [Part::Model, Part::Optimizer] {
-        let mine = entries.iter().zip(&owners).filter(|((p, ..), owner)| *p == part && **owner == rank);
-        let mut tensors = mine.map(|((_, _, name, t), _)| copy(name, t)).collect::<Result<Vec<_>>>()?;
+    for part in Part::ALL {
+        if !entries.iter().any(|e| e.part == part) {
+            continue;
+        }
+        let mine = entries.iter().zip(&owners).filter(|(e, owner)| e.part == part && **owner == rank);
+        let mut tensors = mine.map(|(e, _)| copy(&e.name, &e.tensor)).collect::<Result<Vec<_>>>()?;
         // The order of the format's own writers: by alignment, then by name.
         tensors.sort_by(|a, b| b.dtype.cmp(&a.dtype).then_with(|| a.name.cmp(&b.name)));
         files.push(Share { part, tensors });

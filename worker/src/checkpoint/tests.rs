@@ -1,9 +1,9 @@
 //! Round trips through a folder on disk, and every way in which a checkpoint can be bad.
 
 use super::{
-    layout::{self, FileEntry, Header, Manifest, Place},
+    layout::{self, FileEntry, Header, Manifest, Part, Place},
     load,
-    save::{self, Snapshot},
+    save::{self, Entry, Snapshot},
 };
 use crate::{Error, optim::Optimizer};
 use configs::Config;
@@ -48,6 +48,16 @@ fn model(seed: i64) -> models::Model {
     models::Model::new(&config().model, 3, 8, 32, Device::Cpu).unwrap()
 }
 
+fn entries(model: &models::Model, optimizer: Vec<(String, Tensor)>) -> Vec<Entry> {
+    let mut entries = Entry::of_model(model);
+    entries.extend(Entry::of_part(Part::Optimizer, optimizer));
+    entries
+}
+
+fn copies(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
+    tensors.iter().map(|(name, t)| (name.clone(), t.shallow_clone())).collect()
+}
+
 /// Uploads every rank's share and commits as the coordinator does: header fields and files, flat.
 async fn commit(run: &Location, snapshots: Vec<Snapshot>, with_manifest: bool) {
     let (mut header, mut files, mut step) = (None, vec![], 0);
@@ -71,7 +81,7 @@ async fn commit(run: &Location, snapshots: Vec<Snapshot>, with_manifest: bool) {
 async fn write(run: &Location, step: u64, world: u32, with_manifest: bool) {
     let model = model(step as i64);
     let optimizer = Optimizer::new(&config().optimizer, &model.tensors()).unwrap();
-    let share = |rank| save::snapshot(&model, &optimizer.state(), header(step, world), rank).unwrap();
+    let share = |rank| save::snapshot(entries(&model, optimizer.state()), header(step, world), rank).unwrap();
     commit(run, (0..world).map(share).collect(), with_manifest).await;
 }
 
@@ -104,9 +114,10 @@ async fn round_trip_at_any_world_size() {
             assert!(loaded.model_tensors()[&name].equal(&tensor), "{name} at world {world}");
         }
         let mut restored = model(8);
-        let (_, tensors, optimizer) = loaded.into_parts();
-        restored.load(tensors).unwrap();
-        Optimizer::new(&config().optimizer, &restored.tensors()).unwrap().load(optimizer).unwrap();
+        let (_, parts) = loaded.into_parts();
+        restored.load(parts.model).unwrap();
+        Optimizer::new(&config().optimizer, &restored.tensors()).unwrap().load(parts.optimizer).unwrap();
+        assert!(parts.ema.is_empty());
         // A step's folder serves as well as the run.
         let folder = run.join(&layout::step_folder(7));
         let opened = load::open(&folder, |_| ()).await.unwrap();
@@ -231,7 +242,7 @@ async fn every_type_and_layout_survives_bit_by_bit() {
     ];
     commit(
         &run,
-        (0..2).map(|r| save::snapshot(&model(1), &tensors, header(5, 2), r).unwrap()).collect(),
+        (0..2).map(|r| save::snapshot(entries(&model(1), copies(&tensors)), header(5, 2), r).unwrap()).collect(),
         true,
     )
     .await;
@@ -253,7 +264,38 @@ async fn large_files_go_in_parts_and_come_back_in_ranges() {
     // 36 MiB: three parts of an upload, two ranges of a download.
     let large = Tensor::arange(9 << 20, (Kind::Float, Device::Cpu));
     let state = vec![("large".to_string(), large.shallow_clone())];
-    commit(&run, vec![save::snapshot(&model(1), &state, header(5, 1), 0).unwrap()], true).await;
+    commit(&run, vec![save::snapshot(entries(&model(1), state), header(5, 1), 0).unwrap()], true).await;
     let loaded = load::load_best(&run, |_| ()).await.unwrap().unwrap();
     assert!(loaded.optimizer_tensors()["large"].equal(&large));
+}
+
+#[tokio::test]
+async fn averaged_weights_are_what_a_command_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = run_in(dir.path());
+    let model = model(1);
+    let ema = crate::ema::Ema::new(configs::Ema { decay: 0.9 }, &model).unwrap();
+    let name = "blocks.6.proj.bias";
+    let weight = model.tensors().into_iter().find(|t| t.name == name).unwrap().tensor;
+    let _ = weight.detach().fill_(1.0);
+    ema.update().unwrap();
+    let averaged = |t: &Tensor| (t.double_value(&[0]) - 0.1).abs() < 1e-6;
+    {
+        let _swapped = ema.swap_in().unwrap();
+        assert!(averaged(&weight));
+    }
+    assert_eq!(weight.double_value(&[0]), 1.0, "the model's own weights are back");
+
+    let mut all = entries(&model, vec![("step".into(), Tensor::from(1i64))]);
+    all.extend(Entry::of_part(Part::Ema, ema.state()));
+    commit(&run, vec![save::snapshot(all, header(5, 1), 0).unwrap()], true).await;
+    let resumed = load::load_best(&run, |_| ()).await.unwrap().unwrap();
+    assert_eq!(resumed.model_tensors()[name].double_value(&[0]), 1.0);
+    let (_, parts) = resumed.into_parts();
+    ema.restart().unwrap();
+    ema.load(parts.ema).unwrap();
+    assert!(ema.state().iter().any(|(n, t)| n == name && averaged(t)));
+    let opened = load::open(&run, |_| ()).await.unwrap();
+    assert!(averaged(&opened.model_tensors()[name]));
+    assert_eq!(opened.model_tensors().len(), model.state_dict().len());
 }

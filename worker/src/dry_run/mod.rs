@@ -50,6 +50,8 @@ pub struct DryRun {
     pub classes: u64,
     /// Trained values.
     pub parameters: u64,
+    /// Multiply-adds of the forward pass of one training clip, in thousands of millions.
+    pub gflops: f64,
     pub frames: u32,
     pub crop: u32,
     pub workers: u32,
@@ -132,7 +134,7 @@ impl DryRun {
         let most = lanes.iter().max().copied().unwrap_or(0);
         let share = u64::from(most) * u64::from(train.global_batch / data.lanes);
         let pass = train.micro_batch.map_or(share, |n| share.min(n.into()));
-        let tensors = tensors(config, size.classes)?;
+        let network = outline(config, size.classes)?;
         let per_epoch = plan.steps_per_epoch();
         let total = train.max_steps.map_or(train.epochs * per_epoch, |max| max.min(train.epochs * per_epoch));
         let (rates, scale) = rates(config, total as f64 / per_epoch as f64);
@@ -140,7 +142,8 @@ impl DryRun {
             dataset: size.source,
             clips: size.clips,
             classes: size.classes,
-            parameters: tensors.trained,
+            parameters: network.trained,
+            gflops: network.gflops,
             frames: data.frames,
             crop: data.augment.crop,
             workers,
@@ -155,7 +158,7 @@ impl DryRun {
             total_steps: total,
             rate_scale: scale,
             rates,
-            memory: memory(config, &tensors, pass),
+            memory: memory(config, &network, pass),
             epoch_bytes: size.epoch_bytes,
         })
     }
@@ -230,19 +233,22 @@ fn window_bytes(spec: &ClipSpec, clip: &ClipMeta) -> u64 {
     runs.map_or(0, |(first, last)| at(last + 1) - at(first))
 }
 
-/// Sizes of the network's tensors.
-struct Tensors {
+/// Sizes of the network.
+struct Network {
+    /// Multiply-adds of one training clip, in thousands of millions.
+    gflops: f64,
     /// Values that are trained.
     trained: u64,
     /// Values in all, running statistics included.
     all: u64,
 }
 
-/// Builds the network once, in the CPU's memory.
-fn tensors(config: &Config, classes: u64) -> Result<Tensors> {
+/// Builds the network without its weights.
+fn outline(config: &Config, classes: u64) -> Result<Network> {
     let (frames, crop) = (config.data.frames, config.data.augment.crop);
-    let model = Model::new(&config.model, classes as i64, frames.into(), crop.into(), tch::Device::Cpu)?;
-    let mut sizes = Tensors { trained: 0, all: 0 };
+    let (frames, crop) = (i64::from(frames), i64::from(crop));
+    let model = Model::outline(&config.model, classes as i64, frames, crop)?;
+    let mut sizes = Network { gflops: model.gflops(frames, crop, crop), trained: 0, all: 0 };
     for named in model.tensors() {
         let n = named.tensor.numel() as u64;
         sizes.all += n;
@@ -251,7 +257,7 @@ fn tensors(config: &Config, classes: u64) -> Result<Tensors> {
     Ok(sizes)
 }
 
-fn memory(config: &Config, tensors: &Tensors, pass: u64) -> Memory {
+fn memory(config: &Config, network: &Network, pass: u64) -> Memory {
     let (data, train) = (&config.data, &config.train);
     let kept = match &config.optimizer {
         Optimizer::Sgd(Sgd { momentum, .. }) => u64::from(*momentum > 0.0),
@@ -259,7 +265,7 @@ fn memory(config: &Config, tensors: &Tensors, pass: u64) -> Memory {
     };
     let half = train.precision != Precision::Fp32;
     let clip = activations::bytes(&config.model, data.frames, data.augment.crop, half);
-    let (weights, gradients) = (4 * tensors.all, 4 * tensors.trained);
+    let (weights, gradients) = (4 * network.all, 4 * network.trained);
     let optimizer = kept * gradients;
     let ema = if train.ema.is_some() { weights } else { 0 };
     let activations = clip * pass * u64::from(data.augment.repeats);
@@ -270,13 +276,11 @@ fn memory(config: &Config, tensors: &Tensors, pass: u64) -> Memory {
 /// The learning rate at the places that tell its curve, and what the file's rates are scaled by. `ends`: the
 /// epoch after which the job ends.
 fn rates(config: &Config, ends: f64) -> (Vec<Rate>, f64) {
-    let (schedule, base, scale) = schedule::scaled(config);
-    let epochs = config.train.epochs as f64;
-    let mut places = vec![("start", 0.0), ("end of warm-up", schedule.warmup_epochs)];
+    let mut places = vec![("start", 0.0), ("end of warm-up", config.schedule.warmup_epochs)];
     places.extend([("middle", ends / 2.0), ("end", ends)]);
     places.retain(|(at, epoch)| *at != "end of warm-up" || *epoch > 0.0);
-    let rate = |(at, epoch)| Rate { at, epoch, lr: schedule::lr(&schedule, base, epochs, epoch) };
-    (places.into_iter().map(rate).collect(), scale)
+    let rate = |(at, epoch)| Rate { at, epoch, lr: schedule::lr_of_step(config, epoch) };
+    (places.into_iter().map(rate).collect(), schedule::batch_scale(config))
 }
 
 #[cfg(test)]

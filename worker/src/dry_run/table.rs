@@ -12,7 +12,8 @@ pub fn text(run: &DryRun, config: &str) -> String {
     line("dataset", run.dataset.clone());
     let input = format!("{} frames of {} x {}", run.frames, run.crop, run.crop);
     let classes = run.classes;
-    line("network", format!("{} parameters, {classes} classes, clips of {input}", millions(run.parameters)));
+    let size = format!("{} parameters, {:.1} GFLOPs a clip", millions(run.parameters), run.gflops);
+    line("network", format!("{size} of {input}, {classes} classes"));
     let (least, most) = (run.lanes_per_worker.iter().min(), run.lanes_per_worker.iter().max());
     let lanes = match (least, most) {
         (Some(a), Some(b)) if a != b => format!("{a} or {b} lanes each"),

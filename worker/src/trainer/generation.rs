@@ -1,0 +1,230 @@
+//! One rank in one generation: the training loop.
+
+use super::{Job, now, step::Guard};
+use crate::{
+    Error, Result,
+    batch::Normalise,
+    checkpoint::{
+        layout::{Header, Place},
+        load, save,
+    },
+    device::Device,
+    schedule,
+    session::{Assignment, Session},
+    state::State,
+    store_client::StoreOverGrpc,
+};
+use collective::{Backend, Group, Reducer, ReducerOptions, Store};
+use proto::v1::{self, worker_message::Kind as Message};
+use shards::stream::Batch;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tch::Tensor;
+use tokio::task::JoinHandle;
+
+/// The state of the loop.
+pub(super) struct Generation<'a> {
+    pub(super) job: &'a Job,
+    pub(super) session: &'a mut Session,
+    pub(super) at: Assignment,
+    pub(super) group: Group,
+    pub(super) reducer: Reducer,
+    pub(super) state: State,
+    pub(super) position: Place,
+    pub(super) normalise: Normalise,
+    pub(super) guard: Guard,
+    upload: Option<JoinHandle<Result<()>>>,
+    /// The last step that this generation wrote a checkpoint of.
+    saved: Option<u64>,
+}
+
+/// What rank 0 reports of one step.
+pub(super) struct StepSummary {
+    /// Means over what the global batch shows.
+    pub(super) loss: f64,
+    pub(super) accuracy: f64,
+    /// Of all gradients, before clipping.
+    pub(super) grad_norm: f64,
+    /// The weights were left as they were.
+    pub(super) skipped: bool,
+    /// How long the step waited for the other ranks after its own backward pass.
+    pub(super) exchange: Duration,
+}
+
+impl<'a> Generation<'a> {
+    /// Builds the group and restores the newest state.
+    pub(super) fn enter(job: &'a Job, session: &'a mut Session, at: Assignment) -> Result<Self> {
+        let progress = session.progress().clone();
+        progress.at("joining", at.generation, 0, 0);
+        let timeout = job.config.cluster.collective_timeout.duration();
+        let keys = StoreOverGrpc::new(job.channel.clone(), job.runtime.handle().clone(), timeout);
+        let store = Store::new(Arc::new(keys), timeout)?;
+        let backend = match job.options.device {
+            Device::Cpu(_) => Backend::Gloo { host: &job.host },
+            Device::Cuda(i) => Backend::Nccl { device: i as i32 },
+        };
+        let group = Group::new(&store, &format!("g{}/", at.generation), at.rank, at.world, backend, timeout)?;
+
+        session.watch_over(&group);
+        progress.at("loading", at.generation, 0, 0);
+        let device = job.options.device.torch();
+        let mut state = State::new(&job.config, &job.dataset.manifest.labels, device)?;
+        let position = restore(job, session, &at, &group, &mut state)?;
+        let params: Vec<Tensor> = state.parameters();
+        let reducer = Reducer::new(&params, &group, ReducerOptions::default())?;
+        let guard = Guard::new(&state)?;
+        let normalise = Normalise::new(&job.config, device);
+        let (upload, saved) = (None, None);
+        let mut generation =
+            Self { job, session, at, group, reducer, state, position, normalise, guard, upload, saved };
+        generation.warm_up()?;
+        Ok(generation)
+    }
+
+    /// Trains to the end of the job.
+    pub(super) fn train(&mut self) -> Result<()> {
+        let (config, at) = (&self.job.config, self.at.clone());
+        let feed = self.job.feed();
+        let plan = feed.plan()?;
+        let (per_epoch, total) = (plan.steps_per_epoch(), feed.total_steps(&plan));
+        let mut batches = feed.train(&plan, &at, self.position, total)?;
+        self.announce();
+        while self.position.step < total {
+            let began = now();
+            self.session.check(at.generation)?;
+            self.session.progress().at("training", at.generation, self.position.epoch, self.position.step);
+            let batch = batches.next()?.ok_or_else(|| self.job.short_epoch(self.position))?;
+
+            let lr = schedule::lr_of_step(config, self.position.step as f64 / per_epoch as f64);
+            let summary = self.step(&batch, lr)?;
+            self.position.advance(per_epoch);
+
+            self.report(&batch, &summary, lr, (per_epoch, total), began);
+            let ended = self.position.step == total;
+            if self.position.step_in_epoch == 0 || ended {
+                self.measure(ended)?;
+            }
+            if ended || self.position.is_due(&config.checkpoint) {
+                self.checkpoint()?;
+            }
+        }
+        self.finish(total)
+    }
+
+    /// The reducer lays its buckets out anew after its first backward pass. Doing that before the
+    /// first step gives every step of every generation the same order of additions, so that a
+    /// resumed run has the same bits as one that was never stopped.
+    fn warm_up(&mut self) -> Result<()> {
+        self.session.progress().at("joining", self.at.generation, self.position.epoch, self.position.step);
+        self.reducer.zero_grad()?;
+        self.absent_pass()
+    }
+
+    /// What the log should say once: a rate that is not the configuration's own.
+    fn announce(&self) {
+        let optimizer = &self.job.config.optimizer;
+        let batch = self.job.config.train.global_batch;
+        if let (0, Some(reference)) = (self.at.rank, optimizer.reference_batch().filter(|r| *r != batch)) {
+            let (given, used) = (optimizer.lr(), optimizer.lr() * schedule::batch_scale(&self.job.config));
+            self.session.log(
+                "info",
+                format!(
+                    "the learning rate of {given:e} for {reference} clips a step is scaled to {used:e} for {batch}"
+                ),
+            );
+        }
+    }
+
+    fn report(&self, batch: &Batch, of: &StepSummary, lr: f64, (per_epoch, total): (u64, u64), began: Instant) {
+        if self.at.rank != 0 {
+            return;
+        }
+        self.session.send(Message::Step(v1::StepReport {
+            generation: self.at.generation,
+            epoch: batch.epoch,
+            step: self.position.step,
+            steps_per_epoch: per_epoch,
+            total_steps: total,
+            loss: of.loss,
+            accuracy: of.accuracy,
+            lr,
+            clips: batch.global_clips as u64,
+            step_seconds: began.elapsed().as_secs_f64(),
+            data_wait_seconds: batch.waited.as_secs_f64(),
+            exchange_wait_seconds: of.exchange.as_secs_f64(),
+            peak_memory_bytes: peak_memory().unwrap_or(0),
+            grad_norm: of.grad_norm,
+            skipped: of.skipped,
+        }));
+    }
+
+    /// Copies this rank's share at the step boundary; the upload runs behind the next steps.
+    fn checkpoint(&mut self) -> Result<()> {
+        self.wait_upload()?;
+        self.session.progress().at("saving", self.at.generation, self.position.epoch, self.position.step);
+        let (job, at) = (self.job, &self.at);
+        let labels = &job.dataset.manifest.labels;
+        let header = Header::new(
+            &job.config,
+            labels,
+            &job.dataset.digest,
+            self.position,
+            at.world as u32,
+            at.generation,
+        )?;
+        let snapshot = save::snapshot(self.state.entries(), header, at.rank as u32)?;
+        self.saved = Some(self.position.step);
+        let (run, send) = (self.job.run.clone(), self.session.shard_sender());
+        self.upload = Some(self.job.runtime.spawn(async move {
+            send(snapshot.upload(&run).await?);
+            Ok(())
+        }));
+        Ok(())
+    }
+
+    fn wait_upload(&mut self) -> Result<()> {
+        match self.upload.take() {
+            Some(upload) => self
+                .job
+                .runtime
+                .block_on(upload)
+                .map_err(|e| Error::JobFailed(format!("an upload broke off: {e}")))?,
+            None => Ok(()),
+        }
+    }
+
+    fn finish(&mut self, total: u64) -> Result<()> {
+        self.wait_upload()?;
+        if let Some(step) = self.saved {
+            self.session.wait_committed(step)?;
+        }
+        self.session.progress().at("waiting", self.at.generation, self.position.epoch, total);
+        self.session.send(Message::Finished(v1::Finished { generation: self.at.generation, step: total }));
+        Ok(())
+    }
+}
+
+/// Rank 0 reads the newest whole checkpoint; the group gets position and tensors from it.
+fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: &mut State) -> Result<Place> {
+    let mut position = Place::default();
+    if at.rank == 0 {
+        let loaded = job.runtime.block_on(load::load_best(&job.run, |text| session.log("warn", text)))?;
+        if let Some(loaded) = loaded {
+            position = state.load(&job.config, &job.dataset, loaded)?;
+            session.log("info", format!("resumed from the checkpoint of step {}", position.step));
+        }
+    }
+    position.broadcast(group, job.options.device.torch())?;
+    state.broadcast(group)?;
+    Ok(position)
+}
+
+/// The most resident memory this process ever had, bytes; Linux only.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|k| k * 1024)
+}
+

@@ -1,0 +1,132 @@
+//! Between epochs: precise batch norm, and accuracy on the evaluation split.
+
+use super::{generation::Generation, now};
+use crate::{Result, checkpoint::layout::Place, evaluate, restore::Judge};
+use collective::{ReduceOp, foreach_copy};
+use configs::Ensemble;
+use proto::v1::{self, worker_message::Kind as Message};
+use tch::{Kind, Tensor};
+
+/// What a fresh batch norm's running statistics take from each batch.
+const MOMENTUM: f64 = 0.1;
+
+impl Generation<'_> {
+    /// Accuracy after the epochs that ask for it and at the end, every rank on its share of the clips; with
+    /// the averaged weights where the job keeps them.
+    pub(super) fn measure(&mut self, ended: bool) -> Result<()> {
+        let config = &self.job.config.train;
+        let every = config.eval_every_epochs;
+        if !ended && (every == 0 || !self.position.epoch.is_multiple_of(every)) {
+            return Ok(());
+        }
+        let began = now();
+        let progress = self.session.progress().clone();
+        progress.at("evaluating", self.at.generation, self.position.epoch, self.position.step);
+        let averaged = self.state.ema.as_ref().map(|ema| ema.swap_in()).transpose()?;
+        match config.precise_bn_batches {
+            // Rank 0's running statistics are the ones that count.
+            0 => self.group.broadcast_all(&self.state.buffers(), 0)?,
+            batches => self.precise_bn(batches)?,
+        }
+        let Some(stream) = self.job.feed().eval(&self.at)? else { return Ok(()) };
+        let (data, loss) = (&self.job.config.data, self.job.config.loss.kind);
+        let split = evaluate::Split::new(&self.job.dataset, &data.eval_split, loss)?;
+        let judge = Judge {
+            model: &self.state.model,
+            normalise: &self.normalise,
+            precision: config.precision,
+            loss,
+            ensemble: Ensemble::Mean,
+            keep_views: false,
+        };
+        let tally = evaluate::run(&judge, stream, &split, || progress.tick())?;
+        drop(averaged);
+        let tally = tally.all_reduce(&self.group, self.job.options.device.torch())?;
+        if self.at.rank == 0 && tally.clips() > 0 {
+            self.session.send(Message::Eval(v1::EvalReport {
+                generation: self.at.generation,
+                epoch: self.position.epoch,
+                step: self.position.step,
+                loss: tally.loss(),
+                top1: tally.top1(),
+                top5: tally.top5(),
+                clips: tally.clips(),
+                mean_average_precision: tally.ranking().and_then(|r| r.mean()),
+                seconds: began.elapsed().as_secs_f64(),
+            }));
+        }
+        Ok(())
+    }
+
+    /// Replaces the running statistics by those of the training clips under the weights as they are: mean
+    /// and variance over `batches` global batches, each rank on its share, weighted by clips (Wu and Johnson
+    /// 2021, section 3; fvcore's `update_bn_stats`). The clips are those of the epoch's first steps.
+    fn precise_bn(&self, batches: u64) -> Result<()> {
+        let statistics: Vec<(String, Tensor)> = self
+            .state
+            .model
+            .tensors()
+            .into_iter()
+            .filter(|t| t.role == models::Role::Buffer)
+            .map(|t| (t.name, t.tensor))
+            .collect();
+        let pairs: Vec<(&Tensor, &Tensor)> = statistics
+            .iter()
+            .filter_map(|(name, mean)| {
+                let var = format!("{}running_var", name.strip_suffix("running_mean")?);
+                Some((mean, &statistics.iter().find(|(n, _)| *n == var)?.1))
+            })
+            .collect();
+        if pairs.is_empty() {
+            return Ok(());
+        }
+        // Sums over the batches of clips x mean and clips x mean of squares, then the clips themselves.
+        let zeros = |t: &Tensor| t.f_zeros_like().and_then(|t| t.f_to_kind(Kind::Double));
+        let mut sums: Vec<(Tensor, Tensor)> = pairs
+            .iter()
+            .map(|(mean, var)| Ok((zeros(mean)?, zeros(var)?)))
+            .collect::<Result<_>>()?;
+        let feed = self.job.feed();
+        let plan = feed.plan()?;
+        let from = Place { epoch: self.position.epoch, step_in_epoch: 0, step: self.position.epoch * plan.steps_per_epoch() };
+        let mut stream = feed.train(&plan, &self.at, from, from.step + batches.min(plan.steps_per_epoch()))?;
+        let mut clips = 0.0;
+        self.state.model.set_norm_momentum(1.0)?;
+        while let Some(batch) = stream.next()? {
+            self.session.progress().tick();
+            if batch.labels.is_empty() {
+                continue;
+            }
+            {
+                let _no_grad = tch::no_grad_guard();
+                let _autocast = self.autocast()?;
+                self.state.model.forward(&self.normalise.tensor(&batch)?, true)?;
+            }
+            let n = batch.labels.len() as f64;
+            clips += n;
+            for ((mean, var), (means, squares)) in pairs.iter().zip(&mut sums) {
+                let mean = mean.f_to_kind(Kind::Double)?;
+                let _ = means.f_add_(&(&mean * n))?;
+                let _ = squares.f_add_(&((&mean * &mean + var.f_to_kind(Kind::Double)?) * n))?;
+            }
+        }
+        self.state.model.set_norm_momentum(MOMENTUM)?;
+
+        let device = self.job.options.device.torch();
+        let mut flat: Vec<Tensor> = sums.iter().flat_map(|(a, b)| [a.shallow_clone(), b.shallow_clone()]).collect();
+        flat.push(Tensor::from_slice(&[clips]).f_to_device(device)?);
+        let sizes: Vec<i64> = flat.iter().map(|t| t.numel() as i64).collect();
+        let all = Tensor::f_cat(&flat, 0)?;
+        self.group.all_reduce(&all, ReduceOp::Sum)?.wait()?;
+        let parts = all.f_split_with_sizes(&sizes, 0)?;
+        let clips = parts[parts.len() - 1].f_double_value(&[0])?.max(1.0);
+        let (mut into, mut from) = (vec![], vec![]);
+        for ((mean, var), sums) in pairs.iter().zip(parts.chunks(2)) {
+            let m = &sums[0] / clips;
+            into.extend([mean.shallow_clone(), var.shallow_clone()]);
+            from.push(m.f_to_kind(mean.kind())?);
+            from.push((&sums[1] / clips - &m * &m).f_to_kind(var.kind())?);
+        }
+        Ok(foreach_copy(&into, &from)?)
+    }
+}

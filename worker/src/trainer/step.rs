@@ -1,0 +1,227 @@
+//! One optimizer step of one rank: its share of the global batch in one or more passes, the vote,
+//! and the update.
+
+use super::generation::{Generation, StepSummary};
+use super::now;
+use crate::{Error, Result, loss, state::State};
+use collective::{
+    Autocast, ReduceOp, foreach_copy, foreach_mul, foreach_norm,
+};
+use configs::{BatchNorm, Precision};
+use shards::stream::Batch;
+use std::ops::Range;
+use tch::{Kind, Tensor};
+
+/// What lets a step be undone: the running statistics, which its forward passes change.
+pub(super) struct Guard {
+    buffers: Vec<Tensor>,
+    before: Vec<Tensor>,
+    /// Steps skipped in a row.
+    skipped: u64,
+}
+
+/// What this rank found in its part of a step.
+#[derive(Default)]
+struct Local {
+    loss: f64,
+    correct: f64,
+    /// Places of the clips whose loss is not finite.
+    bad: Vec<u32>,
+}
+
+impl Guard {
+    pub(super) fn new(state: &State) -> Result<Self> {
+        let buffers = state.buffers();
+        let before = buffers.iter().map(|b| b.f_zeros_like()).collect::<std::result::Result<_, _>>()?;
+        Ok(Self { buffers, before, skipped: 0 })
+    }
+
+    fn remember(&mut self) -> Result<()> {
+        Ok(foreach_copy(&self.before, &self.buffers)?)
+    }
+
+    fn undo(&mut self) -> Result<()> {
+        Ok(foreach_copy(&self.buffers, &self.before)?)
+    }
+}
+
+impl Generation<'_> {
+    /// Every rank takes the step, or every rank skips it.
+    pub(super) fn step(&mut self, batch: &Batch, lr: f64) -> Result<StepSummary> {
+        let config = &self.job.config;
+        self.guard.remember()?;
+        self.reducer.zero_grad()?;
+        tch::manual_seed(step_seed(config.seed, self.position.step, self.at.rank));
+        let local = self.passes(batch)?;
+        let grads = self.state.gradients()?;
+        let scale = self.state.scaler.as_ref().map_or(1.0, |s| s.scale());
+        let norm = foreach_norm(&grads)? / scale;
+
+        let voted = now();
+        let mut summary = self.vote(&local, norm, batch.global_clips)?;
+        summary.exchange = voted.elapsed();
+        // The same numbers on every rank, so every rank decides alike.
+        let overflow = self.state.scaler.as_mut().is_some_and(|s| s.update(summary.grad_norm.is_finite()));
+        if summary.skipped || overflow {
+            summary.skipped = true;
+            self.skip(&local, &summary, overflow)?;
+            return Ok(summary);
+        }
+        self.guard.skipped = 0;
+        let clip = config.train.clip_norm.map_or(1.0, |most| (most / (summary.grad_norm + 1e-6)).min(1.0));
+        if clip != 1.0 || scale != 1.0 {
+            foreach_mul(&grads, clip / scale)?;
+        }
+        self.state.update(lr)?;
+        Ok(summary)
+    }
+
+    /// Loss and hits summed over this rank's clips. Gradients are left as the mean over all that the
+    /// global batch shows: sum / shown x world, which the reducer divides by world.
+    fn passes(&self, batch: &Batch) -> Result<Local> {
+        let shown = batch.labels.len();
+        let most = self.job.config.train.micro_batch.map_or(usize::MAX, |n| n as usize);
+        let mut parts: Vec<Range<usize>> =
+            (0..shown).step_by(most.min(shown.max(1))).map(|a| a..shown.min(a.saturating_add(most))).collect();
+        if self.job.config.train.batch_norm == BatchNorm::Sync {
+            // Statistics are exchanged in every pass: all ranks make as many as the fullest.
+            parts.resize(self.fullest_share().div_ceil(most).max(1), shown..shown);
+        } else if parts.is_empty() {
+            // The last batch of an epoch may leave nothing for this rank: it takes part with zeros.
+            parts.push(0..0);
+        }
+        let mut local = Local::default();
+        let last = parts.len() - 1;
+        for (i, part) in parts.into_iter().enumerate() {
+            match part.is_empty() {
+                true => self.absent(i == last)?,
+                false => self.pass(batch, i, part, i == last, &mut local)?,
+            }
+        }
+        Ok(local)
+    }
+
+    /// Clips that a full step shows on the rank with most lanes.
+    fn fullest_share(&self) -> usize {
+        let (data, train) = (&self.job.config.data, &self.job.config.train);
+        let lanes = data.lanes.div_ceil(self.at.world as u32);
+        (lanes * (train.global_batch / data.lanes) * data.augment.repeats) as usize
+    }
+
+    /// Forward and backward of a part of the batch. Gradients add up; `exchange`: over the ranks too.
+    fn pass(
+        &self,
+        batch: &Batch,
+        number: usize,
+        part: Range<usize>,
+        exchange: bool,
+        local: &mut Local,
+    ) -> Result<()> {
+        let config = &self.job.config;
+        let device = self.job.options.device.torch();
+        let classes = self.state.model.classes();
+        let targets = loss::targets(batch, part.clone(), classes, &config.loss)?.f_to_device(device)?;
+        let clips = self.normalise.part(batch, part.clone())?;
+        let logits = self.forward(&clips, exchange)?;
+        let each = loss::of_each_clip(&logits, &targets, config.loss.kind)?;
+        let scale = self.at.world as f64 / batch.global_clips as f64
+            * self.state.scaler.as_ref().map_or(1.0, |s| s.scale());
+        collective::backward(&(each.f_sum(Kind::Float)? * scale))?;
+
+        let each = Vec::<f64>::try_from(&each.f_detach()?.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?)?;
+        local.bad.extend(part.zip(&each).filter(|(_, l)| !l.is_finite()).map(|(i, _)| batch.clips[i]));
+        local.loss += each.iter().sum::<f64>();
+        local.correct += loss::hits(&logits, &targets)?;
+        let _ = number;
+        Ok(())
+    }
+
+    /// Logits (B, classes), float32. `exchange`: the backward pass that follows is the step's last, in
+    /// which the reducer sends what has been added up.
+    fn forward(&self, clips: &Tensor, exchange: bool) -> Result<Tensor> {
+        let _autocast = self.autocast()?;
+        let forward = || self.state.model.forward(clips, true).map_err(Error::from);
+        if exchange { self.reducer.try_forward(forward) } else { forward() }
+    }
+
+    pub(super) fn autocast(&self) -> Result<Option<Autocast>> {
+        autocast(self.job.config.train.precision, self.job.options.device.torch())
+    }
+
+    /// A pass of zeros that gives every parameter a gradient of zero and moves no running statistic.
+    fn absent(&self, exchange: bool) -> Result<()> {
+        let clips = self.normalise.zeros(1)?;
+        let _autocast = self.autocast()?;
+        let forward = || self.state.model.forward(&clips, false).map_err(Error::from);
+        let logits = if exchange { self.reducer.try_forward(forward) } else { forward() }?;
+        drop(_autocast);
+        Ok(collective::backward(&(logits.f_sum(Kind::Float)? * 0.0))?)
+    }
+
+    /// [`Generation::absent`] with its exchange.
+    pub(super) fn absent_pass(&self) -> Result<()> {
+        self.absent(true)
+    }
+
+    /// A few bytes over the group, the same answer on every rank: means over what was shown, and
+    /// whether any rank met a number that is not finite.
+    fn vote(&self, local: &Local, norm: f64, shown: usize) -> Result<StepSummary> {
+        let device = self.job.options.device.torch();
+        let bad = !local.loss.is_finite();
+        // The norm is that of the same gradients everywhere, but its last bits may depend on a rank's threads.
+        let mine = [if bad { 0.0 } else { local.loss }, local.correct, f64::from(bad), norm];
+        let sums = Tensor::from_slice(&mine).f_to_device(device)?;
+        self.group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
+        let sums = Vec::<f64>::try_from(&sums.f_to_device(tch::Device::Cpu)?)?;
+        let grad_norm = sums[3] / self.at.world as f64;
+        let scaled = self.state.scaler.is_some();
+        Ok(StepSummary {
+            loss: sums[0] / shown as f64,
+            accuracy: sums[1] / shown as f64,
+            grad_norm,
+            skipped: sums[2] > 0.0 || (!grad_norm.is_finite() && !scaled),
+            exchange: std::time::Duration::ZERO,
+        })
+    }
+
+    /// Leaves weights, optimizer and statistics as they were before the step; the step's clips are spent.
+    fn skip(&mut self, local: &Local, summary: &StepSummary, overflow: bool) -> Result<()> {
+        self.guard.undo()?;
+        let step = self.position.step + 1;
+        if overflow && local.loss.is_finite() {
+            // What a loss scaler lives by: it has halved its scale.
+            return Ok(());
+        }
+        self.guard.skipped += 1;
+        let clips = self.job.clip_ids(&local.bad);
+        let why = match clips.is_empty() {
+            false => format!("the loss of {clips:?} is not a number"),
+            true => format!("the norm of its gradients is {}", summary.grad_norm),
+        };
+        if self.guard.skipped > self.job.config.train.max_skipped_steps {
+            return Err(Error::NonFinite { step, skipped: self.guard.skipped, why });
+        }
+        if !clips.is_empty() || (self.at.rank == 0 && !summary.grad_norm.is_finite()) {
+            self.session.log("warn", format!("step {step} is skipped on every worker: {why}"));
+        }
+        Ok(())
+    }
+}
+
+/// The arithmetic of forward passes while the guard lives.
+pub fn autocast(precision: Precision, device: tch::Device) -> Result<Option<Autocast>> {
+    Ok(match precision {
+        Precision::Fp32 => None,
+        Precision::Bf16 => Some(Autocast::bf16(device)?),
+        Precision::Fp16 => Some(Autocast::fp16(device)?),
+    })
+}
+
+/// Seeds dropout and drop-path: the same for the same step and rank, however often it is repeated.
+fn step_seed(seed: u64, step: u64, rank: usize) -> i64 {
+    let mut x =
+        seed ^ step.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ (rank as u64).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    ((x ^ (x >> 31)) >> 1) as i64
+}

@@ -37,7 +37,12 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "dry_run")]
     workers: Option<u32>,
     /// Where checkpoints and metrics go, and from where an earlier start goes on: s3://bucket/prefix, file:///path or a path
-    #[arg(long, value_name = "URL", required_unless_present = "dry_run", default_value_if("dry_run", "true", Some("")))]
+    #[arg(
+        long,
+        value_name = "URL",
+        required_unless_present = "dry_run",
+        default_value_if("dry_run", "true", Some(""))
+    )]
     run: String,
     /// Override one key, e.g. --set train.epochs=10
     #[arg(long = "set", value_name = "KEY=VALUE")]

@@ -147,7 +147,10 @@ fn views_are_written_with_an_x() {
     }
     assert_eq!(Views { clips: 4, crops: 3 }.to_string(), "4x3");
     let good = Config::parse("demo.toml", GOOD, &[]).unwrap();
-    assert_eq!((good.data.test_views().views.to_string().as_str(), good.data.test_views().crop), ("10x3", 64));
+    assert_eq!(
+        (good.data.test_views().views.to_string().as_str(), good.data.test_views().crop),
+        ("10x3", 64)
+    );
     let said = refusal(&["data.test={ views = \"10\", short_side = 64, crop = 64 }"]);
     assert!(said.contains("clips x crops"), "{said}");
     for name in ["pyslowfast", "mmaction2"] {

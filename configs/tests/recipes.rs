@@ -102,7 +102,8 @@ fn published_recipes_are_complete() {
 fn a_recipe_that_starts_from_another_names_one_that_is_there() {
     let recipes = all();
     for (name, config) in &recipes {
-        let Some(from) = config.train.init.as_deref().and_then(|i| i.strip_prefix("s3://BUCKET/runs/")) else {
+        let Some(from) = config.train.init.as_deref().and_then(|i| i.strip_prefix("s3://BUCKET/runs/"))
+        else {
             continue;
         };
         assert!(recipes.contains_key(&format!("{from}.toml")), "{name} starts from {from}");

@@ -66,7 +66,11 @@ fn an_evaluation_survives_kills_with_the_same_numbers() {
     let all = pieces(&whole);
     assert!(all >= 8, "{all}");
     let expected = json(&whole.join("eval.json"));
-    assert_eq!((&expected["views"]["clips"], &expected["crop"]), (&5.into(), &40.into()), "the job's own views");
+    assert_eq!(
+        (&expected["views"]["clips"], &expected["crop"]),
+        (&5.into(), &40.into()),
+        "the job's own views"
+    );
     assert_eq!((expected["clips"].as_u64(), expected["mean_average_precision"].is_null()), (Some(36), true));
 
     // Everything is killed once something is finished.
@@ -92,7 +96,10 @@ fn an_evaluation_survives_kills_with_the_same_numbers() {
     tests::job::kill(victim);
     let (code, said) = job.finish_any();
     assert_eq!(code, Some(1), "{said}");
-    assert!(said.contains("cpu:1") && said.contains("signal: 9") && said.contains("the same command"), "{said}");
+    assert!(
+        said.contains("cpu:1") && said.contains("signal: 9") && said.contains("the same command"),
+        "{said}"
+    );
     assert!((kept..all).contains(&pieces(&out)), "{said}");
 
     // Other arguments are another evaluation.
@@ -106,9 +113,11 @@ fn an_evaluation_survives_kills_with_the_same_numbers() {
     assert_eq!(fs::read(&first).expect("scores"), fs::read(&second).expect("scores"));
 
     // One process comes to the same, but for the order of additions.
-    let alone: Value = serde_json::from_str(&ok(&with(&["--json"]).iter().map(String::as_str).collect::<Vec<_>>()))
-        .expect("JSON");
-    let close = |key: &str| (alone[key].as_f64().expect(key) - expected[key].as_f64().expect(key)).abs() < 1e-5;
+    let alone: Value =
+        serde_json::from_str(&ok(&with(&["--json"]).iter().map(String::as_str).collect::<Vec<_>>()))
+            .expect("JSON");
+    let close =
+        |key: &str| (alone[key].as_f64().expect(key) - expected[key].as_f64().expect(key)).abs() < 1e-5;
     assert!(["top1", "top5", "mean_class_accuracy", "loss"].into_iter().all(close), "{alone}\n{expected}");
     refused(&[&eval[..], &["--crop", "64"]].concat(), &["crop of 64", "short side of 48"]);
 }
@@ -131,12 +140,23 @@ fn a_dry_run_plans_the_dataset_that_is_there_and_starts_nothing() {
         manifest["totals"]["bytes"].as_u64().expect("bytes")
     };
     assert!((1..=bytes).contains(&plan["epoch_bytes"].as_u64().expect("bytes")), "{plan}");
-    let mut left: Vec<_> = fs::read_dir(dir.path()).expect("a folder").flatten().map(|f| f.file_name()).collect();
+    let mut left: Vec<_> =
+        fs::read_dir(dir.path()).expect("a folder").flatten().map(|f| f.file_name()).collect();
     left.sort();
     assert_eq!(left, ["dataset", "job.toml", "videos"], "nothing is left behind");
 
     refused(&["train", text(&config), "--dry-run", "--set", "data.url=/no/such"], &["/no/such", "--clips"]);
-    ok(&["train", text(&config), "--dry-run", "--set", "data.url=/no/such", "--clips", "9", "--classes", "3"]);
+    ok(&[
+        "train",
+        text(&config),
+        "--dry-run",
+        "--set",
+        "data.url=/no/such",
+        "--clips",
+        "9",
+        "--classes",
+        "3",
+    ]);
     refused(&["train", text(&config), "--dry-run", "--workers", "3"], &["data.lanes"]);
     assert_eq!(run(&["train", text(&config), "--clips", "9"]).code, 2, "only with --dry-run");
 }

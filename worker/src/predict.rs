@@ -1,11 +1,6 @@
 //! What happens in a video: the most probable classes, for the whole and for each clip cut from it.
 
-use crate::{
-    Error, Result,
-    metrics::ranked,
-    report,
-    restore::Restored,
-};
+use crate::{Error, Result, metrics::ranked, report, restore::Restored};
 use configs::{Test, Views};
 use serde_json::json;
 use shards::format::{ClipIndex, Dataset};

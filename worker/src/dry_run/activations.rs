@@ -68,7 +68,8 @@ impl Pathway {
     fn non_local(&mut self, n: &NonLocal) {
         let (places, channels) = (self.places(), self.channels);
         let keys = places / n.pool.iter().map(|&p| u64::from(p)).product::<u64>().max(1);
-        self.kept += places * channels / 2 * 2 + keys * channels / 2 * 2 + places * keys + 2 * places * channels;
+        self.kept +=
+            places * channels / 2 * 2 + keys * channels / 2 * 2 + places * keys + 2 * places * channels;
     }
 }
 
@@ -123,7 +124,8 @@ fn video_swin(m: &VideoSwin, frames: u64, side: u64, wide: u64) -> u64 {
         let in_window: u64 = window.iter().product();
         // Both norms' inputs and the first sum are float32; inputs and outputs of the linear layers are not.
         let norms = 4 * 2 * tokens * channels;
-        let linear = tokens * (channels + 2 * hidden(channels)) + padded * (channels + 3 * channels + 2 * channels);
+        let linear =
+            tokens * (channels + 2 * hidden(channels)) + padded * (channels + 3 * channels + 2 * channels);
         let attention = padded * in_window * u64::from(heads);
         kept += u64::from(depth) * (norms + wide * (linear + attention));
     }

@@ -62,6 +62,8 @@ pub struct DryRun {
     /// Clips of the largest share of a step, and the passes it is taken in.
     pub clips_per_worker: u64,
     pub passes: u64,
+    /// `train.checkpoint_activations`
+    pub recompute: bool,
     pub epochs: u64,
     pub steps_per_epoch: u64,
     /// Clips of an epoch's last step.
@@ -94,7 +96,8 @@ pub struct Memory {
     pub optimizer: u64,
     /// Exact.
     pub ema: u64,
-    /// An estimate of what one pass keeps for its backward pass.
+    /// An estimate of what one pass keeps for its backward pass; too much where blocks are computed again
+    /// (`train.checkpoint_activations`).
     pub activations: u64,
     pub total: u64,
     /// Ceiling of the prefetched batches in the host's memory, beside the above on a CPU.
@@ -152,6 +155,7 @@ impl DryRun {
             global_batch: train.global_batch,
             clips_per_worker: share,
             passes: share.div_ceil(pass.max(1)),
+            recompute: train.checkpoint_activations,
             epochs: train.epochs,
             steps_per_epoch: per_epoch,
             last_batch: plan.global_clips(per_epoch - 1),
@@ -219,7 +223,9 @@ fn open(url: &str) -> Result<std::result::Result<Dataset, String>> {
     match opened {
         Ok(Ok(dataset)) => Ok(Ok(dataset)),
         Ok(Err(shards::Error::NotADataset { url })) => Ok(Err(format!("there is no dataset at {url}"))),
-        Ok(Err(e)) if remote && !matches!(e, shards::Error::Damaged { .. }) => Ok(Err(format!("failed to {e}"))),
+        Ok(Err(e)) if remote && !matches!(e, shards::Error::Damaged { .. }) => {
+            Ok(Err(format!("failed to {e}")))
+        }
         Ok(Err(e)) => Err(e.into()),
         Err(_) => Ok(Err(format!("{url} did not answer within {} s", PATIENCE.as_secs()))),
     }
@@ -339,10 +345,12 @@ mod tests {
 
     #[test]
     fn rates_grow_with_the_batch_and_passes_shrink_memory() {
-        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/swin3d_t_k400.toml"));
+        let text =
+            std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/swin3d_t_k400.toml"));
         let with = |more: &[&str]| {
             let set: Vec<String> = more.iter().map(|s| s.to_string()).collect();
-            DryRun::new(&Config::parse("swin", text.as_ref().unwrap(), &set).unwrap(), Some(1000), Some(7)).unwrap()
+            DryRun::new(&Config::parse("swin", text.as_ref().unwrap(), &set).unwrap(), Some(1000), Some(7))
+                .unwrap()
         };
         let one = with(&[]);
         assert_eq!((one.classes, one.clips, one.steps_per_epoch, one.last_batch), (7, 1000, 16, 40));
@@ -350,7 +358,10 @@ mod tests {
         assert_eq!(many.rate_scale, 16.0);
         assert!(one.rates.iter().zip(&many.rates).all(|(a, b)| (16.0 * a.lr - b.lr).abs() < 1e-12));
         assert_eq!((many.clips_per_worker, many.passes), (128, 32));
-        assert_eq!((many.memory.optimizer, many.memory.ema), (2 * many.memory.gradients, many.memory.weights));
+        assert_eq!(
+            (many.memory.optimizer, many.memory.ema),
+            (2 * many.memory.gradients, many.memory.weights)
+        );
         assert_eq!(many.memory.activations * 2, one.memory.activations);
         let absent = Config::parse("swin", text.as_ref().unwrap(), &["data.url=/no/such".into()]).unwrap();
         let run = DryRun::new(&absent, None, None).unwrap();

@@ -23,13 +23,19 @@ pub fn text(run: &DryRun, config: &str) -> String {
     let passes = if run.passes > 1 { format!(" in {} passes", run.passes) } else { String::new() };
     line(
         "workers",
-        format!("{}, {lanes} of {}; up to {} clips a step{passes}", run.workers, run.lanes, run.clips_per_worker),
+        format!(
+            "{}, {lanes} of {}; up to {} clips a step{passes}",
+            run.workers, run.lanes, run.clips_per_worker
+        ),
     );
     let short = match run.last_batch {
         n if n == u64::from(run.global_batch) => String::new(),
         n => format!(", the last of {n}"),
     };
-    line("epoch", format!("{} clips in {} steps of {}{short}", run.clips, run.steps_per_epoch, run.global_batch));
+    line(
+        "epoch",
+        format!("{} clips in {} steps of {}{short}", run.clips, run.steps_per_epoch, run.global_batch),
+    );
     line("job", format!("{} steps in {} epochs", run.total_steps, run.epochs));
     let scaled = match run.rate_scale {
         1.0 => String::new(),
@@ -40,13 +46,17 @@ pub fn text(run: &DryRun, config: &str) -> String {
         line(if i == 0 { "learning rate" } else { "" }, if i == 0 { value + &scaled } else { value });
     }
     let m = &run.memory;
+    let estimate = match run.recompute {
+        false => "estimated from the layers' shapes; kernels' own buffers come on top",
+        true => "estimated as if no block were computed again: an upper bound",
+    };
     line("memory", format!("{} on the device of the worker with the largest share:", gib(m.total)));
     for (name, bytes, how) in [
         ("weights", m.weights, "exact"),
         ("gradients", m.gradients, "exact"),
         ("optimizer", m.optimizer, "exact"),
         ("moving average", m.ema, "exact"),
-        ("activations", m.activations, "estimated from the layers' shapes; kernels' own buffers come on top"),
+        ("activations", m.activations, estimate),
     ] {
         if bytes > 0 {
             line("", format!("{:>10}  {name}, {how}", gib(bytes)));

@@ -215,6 +215,7 @@ fn devices(args: &EvalArgs) -> Result<Vec<Device>> {
         (None, n) => format!("cpu:{}", n.unwrap_or(1)),
     };
     if text.starts_with("cuda") {
+        collective::init()?;
         collective::load_cuda()?;
     }
     parse_devices(&text, || tch::Cuda::device_count().max(0) as usize)

@@ -52,7 +52,10 @@ pub async fn read(out: &Location, piece: usize) -> Result<Vec<Row>> {
     let key = key(FOLDER, piece);
     let bytes = out.get(&key).await?;
     decode(bytes).map_err(|why| {
-        Error::Evaluation(format!("read {}: {why}; remove it and give the same command again", out.url_of(&key)))
+        Error::Evaluation(format!(
+            "read {}: {why}; remove it and give the same command again",
+            out.url_of(&key)
+        ))
     })
 }
 
@@ -109,7 +112,8 @@ fn view_schema() -> SchemaRef {
 }
 
 fn view_rows(clips: &[&ClipMeta], scores: &[ClipScore]) -> std::result::Result<RecordBatch, String> {
-    let rows = || clips.iter().zip(scores).flat_map(|(c, s)| (0i32..).zip(&s.views).map(move |(v, p)| (*c, v, p)));
+    let rows =
+        || clips.iter().zip(scores).flat_map(|(c, s)| (0i32..).zip(&s.views).map(move |(v, p)| (*c, v, p)));
     let mut labels = ListBuilder::new(Int32Builder::new());
     let mut lists = ListBuilder::new(Float32Builder::new());
     for (clip, _, view) in rows() {
@@ -138,7 +142,11 @@ fn encode(rows: RecordBatch) -> std::result::Result<Bytes, String> {
 
 fn batches(bytes: Bytes) -> std::result::Result<Vec<RecordBatch>, String> {
     let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
-    builder.build().map_err(|e| e.to_string())?.collect::<std::result::Result<_, _>>().map_err(|e| e.to_string())
+    builder
+        .build()
+        .map_err(|e| e.to_string())?
+        .collect::<std::result::Result<_, _>>()
+        .map_err(|e| e.to_string())
 }
 
 fn decode(bytes: Bytes) -> std::result::Result<Vec<Row>, String> {
@@ -194,7 +202,10 @@ mod tests {
         let rows = read(&out, 3).await.unwrap();
         assert_eq!(rows[0], Row { clip_id: "a".into(), scores: vec![0.1, 1.0 / 3.0] });
         assert_eq!(rows[1], Row { clip_id: "b".into(), scores: vec![1e-300, 1.0] });
-        assert_eq!(out.list("").await.unwrap().iter().filter_map(|o| number(&o.key)).collect::<Vec<_>>(), [3]);
+        assert_eq!(
+            out.list("").await.unwrap().iter().filter_map(|o| number(&o.key)).collect::<Vec<_>>(),
+            [3]
+        );
         out.put("pieces/000003.parquet", b"PAR1".to_vec()).await.unwrap();
         let said = read(&out, 3).await.unwrap_err().to_string();
         assert!(said.contains("000003.parquet") && said.contains("remove it"), "{said}");

@@ -152,8 +152,7 @@ impl Plan {
     /// Pieces that are not finished, in order.
     pub async fn todo(&self, out: &Location) -> Result<Vec<usize>> {
         let listed = out.list(super::pieces::FOLDER).await?;
-        let done: BTreeSet<usize> =
-            listed.iter().filter_map(|o| super::pieces::number(&o.key)).collect();
+        let done: BTreeSet<usize> = listed.iter().filter_map(|o| super::pieces::number(&o.key)).collect();
         Ok((0..self.pieces()).filter(|p| !done.contains(p)).collect())
     }
 
@@ -230,7 +229,7 @@ mod tests {
         assert!(said.contains("views was 10x3 and is 4x3") && said.contains("checkpoint_digest"), "{said}");
         assert_eq!(e.exit_code(), 2);
         assert_eq!(begun.todo(&out).await.unwrap(), [0, 1, 2]);
-        out.put("pieces/000001.parquet", vec![]).await.unwrap();
+        out.put("pieces/000001.parquet", Vec::<u8>::new()).await.unwrap();
         assert_eq!(begun.todo(&out).await.unwrap(), [0, 2]);
         out.put(PLAN, b"{}".to_vec()).await.unwrap();
         assert!(plan(10, 4).begin(&out).await.unwrap_err().to_string().contains("evaluation.json"));

@@ -82,14 +82,17 @@ impl Generation<'_> {
         }
         // Sums over the batches of clips x mean and clips x mean of squares, then the clips themselves.
         let zeros = |t: &Tensor| t.f_zeros_like().and_then(|t| t.f_to_kind(Kind::Double));
-        let mut sums: Vec<(Tensor, Tensor)> = pairs
-            .iter()
-            .map(|(mean, var)| Ok((zeros(mean)?, zeros(var)?)))
-            .collect::<Result<_>>()?;
+        let mut sums: Vec<(Tensor, Tensor)> =
+            pairs.iter().map(|(mean, var)| Ok((zeros(mean)?, zeros(var)?))).collect::<Result<_>>()?;
         let feed = self.job.feed();
         let plan = feed.plan()?;
-        let from = Place { epoch: self.position.epoch, step_in_epoch: 0, step: self.position.epoch * plan.steps_per_epoch() };
-        let mut stream = feed.train(&plan, &self.at, from, from.step + batches.min(plan.steps_per_epoch()))?;
+        let from = Place {
+            epoch: self.position.epoch,
+            step_in_epoch: 0,
+            step: self.position.epoch * plan.steps_per_epoch(),
+        };
+        let mut stream =
+            feed.train(&plan, &self.at, from, from.step + batches.min(plan.steps_per_epoch()))?;
         let mut clips = 0.0;
         self.state.model.set_norm_momentum(1.0)?;
         while let Some(batch) = stream.next()? {
@@ -113,7 +116,8 @@ impl Generation<'_> {
         self.state.model.set_norm_momentum(MOMENTUM)?;
 
         let device = self.job.options.device.torch();
-        let mut flat: Vec<Tensor> = sums.iter().flat_map(|(a, b)| [a.shallow_clone(), b.shallow_clone()]).collect();
+        let mut flat: Vec<Tensor> =
+            sums.iter().flat_map(|(a, b)| [a.shallow_clone(), b.shallow_clone()]).collect();
         flat.push(Tensor::from_slice(&[clips]).f_to_device(device)?);
         let sizes: Vec<i64> = flat.iter().map(|t| t.numel() as i64).collect();
         let all = Tensor::f_cat(&flat, 0)?;

@@ -4,6 +4,7 @@
 
 pub mod data;
 pub mod job;
+pub mod small;
 
 use std::{
     path::PathBuf,

@@ -1,118 +1,22 @@
 //! A resumed run is the same run, and the number of workers does not change the losses.
 
-use std::path::{Path, PathBuf};
 use tests::{
-    data,
-    job::{Job, checkpoint, losses},
+    job::{checkpoint, losses},
+    small::{Fixture, SLOWFAST, SWIN},
 };
 
-/// Video Swin, which has no batch statistics.
-const SWIN: &str = r#"
-seed = 5
-[data]
-url = "set by the test"
-lanes = 8
-frames = 8
-threads = 1
-prefetch = "8 MiB"
-augment = { crop = 32, scale = { kind = "short_side", min = 32, max = 40 }, flip = 0.5 }
-eval = { short_side = 32, crop = 32 }
-[model]
-arch = "video_swin"
-embed_dim = 16
-depths = [1, 1]
-heads = [1, 2]
-window = [4, 4, 4]
-drop_path = 0.0
-[train]
-epochs = 10
-max_steps = 20
-global_batch = 8
-eval_every_epochs = 0
-[optimizer]
-kind = "adamw"
-lr = 1e-3
-weight_decay = 0.05
-[schedule]
-warmup_epochs = 1.0
-[checkpoint]
-every_steps = 10
-"#;
-
-/// SlowFast with batch norm, dropout and momentum: everything that a checkpoint must carry.
-const SLOWFAST: &str = r#"
-seed = 5
-[data]
-url = "set by the test"
-lanes = 8
-frames = 8
-threads = 1
-prefetch = "8 MiB"
-augment = { crop = 32, scale = { kind = "short_side", min = 32, max = 40 }, flip = 0.5 }
-eval = { short_side = 32, crop = 32 }
-[model]
-arch = "slowfast"
-depth = 18
-width = 8
-beta = 4
-dropout = 0.5
-[train]
-epochs = 10
-max_steps = 20
-global_batch = 8
-precision = "bf16"
-eval_every_epochs = 1
-[optimizer]
-kind = "sgd"
-lr = 0.05
-weight_decay = 1e-4
-[schedule]
-warmup_epochs = 0.5
-warmup_start_lr = 0.01
-[checkpoint]
-every_steps = 10
-"#;
-
-struct Fixture {
-    dir: tempfile::TempDir,
-    url: String,
-}
-
-impl Fixture {
-    /// 60 training clips: global batches of 8 leave a short last one.
-    fn new() -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
-        let url = data::motion_dataset(dir.path(), 60, 12);
-        Self { dir, url: format!("data.url={url}") }
-    }
-
-    fn config(&self, name: &str, text: &str) -> PathBuf {
-        let path = self.dir.path().join(name);
-        std::fs::write(&path, text).expect("written");
-        path
-    }
-
-    fn run(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn train(&self, config: &Path, workers: usize, run: &Path) -> Job {
-        Job::train(config, workers, run.to_str().expect("UTF-8"), &["--set", &self.url])
-    }
-}
-
-fn resumed_is_uninterrupted(name: &str, text: &str, workers: usize) {
+fn resumed_is_uninterrupted(text: &str, workers: usize, overrides: &[&str]) {
     let f = Fixture::new();
-    let config = f.config(name, text);
+    let config = f.config("job.toml", text);
     let (straight, resumed) = (f.run("straight"), f.run("resumed"));
-    f.train(&config, workers, &straight).finish();
+    f.train(&config, workers, &straight, overrides).finish();
 
-    let mut first = f.train(&config, workers, &resumed);
+    let mut first = f.train(&config, workers, &resumed, overrides);
     first.wait_line(&["checkpoint", "step 10"]);
     first.kill_all();
     let at = |step: u64| resumed.join(format!("checkpoints/step-{step:09}/manifest.json")).exists();
     assert!(at(10) && !at(20), "the kill must come between step 10 and step 20");
-    let second = f.train(&config, workers, &resumed).finish();
+    let second = f.train(&config, workers, &resumed, overrides).finish();
     assert!(second.contains("resumed from the checkpoint of step 10"), "{second}");
 
     let (a, b) = (checkpoint(&straight, 20), checkpoint(&resumed, 20));
@@ -131,13 +35,13 @@ fn resumed_is_uninterrupted(name: &str, text: &str, workers: usize) {
 
 #[test]
 fn slowfast_resumed_after_sigkill_has_the_same_bits() {
-    resumed_is_uninterrupted("slowfast.toml", SLOWFAST, 2);
+    resumed_is_uninterrupted(SLOWFAST, 2, &[]);
 }
 
 /// Three ranks: the order of additions in the all-reduce matters.
 #[test]
 fn swin_resumed_after_sigkill_has_the_same_bits() {
-    resumed_is_uninterrupted("swin.toml", SWIN, 3);
+    resumed_is_uninterrupted(SWIN, 3, &[]);
 }
 
 #[test]
@@ -147,7 +51,7 @@ fn one_two_and_three_workers_have_the_same_losses() {
     let runs: Vec<_> = (1..=3)
         .map(|n| {
             let run = f.run(&format!("world{n}"));
-            f.train(&config, n, &run).finish();
+            f.train(&config, n, &run, &[]).finish();
             losses(&run)
         })
         .collect();
@@ -163,4 +67,27 @@ fn one_two_and_three_workers_have_the_same_losses() {
             );
         }
     }
+}
+
+/// All that a recipe can ask for at once: whatever it draws or remembers must come back.
+const EVERYTHING: [&str; 14] = [
+    "data.augment.repeats=2",
+    "data.augment.color_jitter={ brightness = 0.4, contrast = 0.4, saturation = 0.4 }",
+    "data.augment.rand_augment={ magnitude = 7, num_ops = 2 }",
+    "data.augment.random_erasing={ prob = 0.5 }",
+    "loss.label_smoothing=0.1",
+    "mix={ mixup_alpha = 0.8, cutmix_alpha = 1.0 }",
+    "train.micro_batch=4",
+    "train.clip_norm=1.0",
+    "train.ema={ decay = 0.9 }",
+    "train.batch_norm={ kind = \"sub_batch\", clips = 2 }",
+    "train.precise_bn_batches=3",
+    "optimizer.reference_batch=16",
+    "optimizer.groups={ backbone = 0.5, layer_decay = 0.9 }",
+    "model.dropout=0.3",
+];
+
+#[test]
+fn a_job_with_everything_resumes_with_the_same_bits() {
+    resumed_is_uninterrupted(SLOWFAST, 2, &EVERYTHING);
 }

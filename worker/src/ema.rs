@@ -25,8 +25,11 @@ impl Ema {
     /// Starts from the weights as they are.
     pub fn new(config: configs::Ema, model: &Model) -> Result<Self> {
         let trained = model.tensors().into_iter().filter(|t| matches!(t.role, Role::Weight { .. }));
-        let (names, weights): (Vec<String>, Vec<Tensor>) =
-            trained.map(|t| Ok((t.name, t.tensor.f_detach()?))).collect::<Result<Vec<_>>>()?.into_iter().unzip();
+        let (names, weights): (Vec<String>, Vec<Tensor>) = trained
+            .map(|t| Ok((t.name, t.tensor.f_detach()?)))
+            .collect::<Result<Vec<_>>>()?
+            .into_iter()
+            .unzip();
         let average = weights.iter().map(|w| w.f_zeros_like()).collect::<std::result::Result<Vec<_>, _>>()?;
         foreach_copy(&average, &weights)?;
         Ok(Self { decay: config.decay, names, weights, average })
@@ -44,7 +47,8 @@ impl Ema {
 
     /// Puts the averages into the model until the guard is dropped.
     pub fn swap_in(&self) -> Result<Swapped<'_>> {
-        let own = self.weights.iter().map(|w| w.f_zeros_like()).collect::<std::result::Result<Vec<_>, _>>()?;
+        let own =
+            self.weights.iter().map(|w| w.f_zeros_like()).collect::<std::result::Result<Vec<_>, _>>()?;
         foreach_copy(&own, &self.weights)?;
         foreach_copy(&self.weights, &self.average)?;
         Ok(Swapped { ema: self, own })

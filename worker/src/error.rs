@@ -33,7 +33,7 @@ pub enum Error {
     GenerationOver { generation: u64, reason: String },
     /// Loss or gradients were no numbers in too many steps in a row.
     #[error(
-        "finish step {step}: {why}, the {skipped}th step in a row that had to be skipped; lower the learning rate or look at the clips that the log names, and resume from the last checkpoint"
+        "finish step {step}: {why}, and {skipped} steps in a row had to be skipped; lower the learning rate or look at the clips that the log names, and resume from the last checkpoint"
     )]
     NonFinite { step: u64, skipped: u64, why: String },
     /// An evaluation met infinities.
@@ -60,6 +60,7 @@ impl Error {
         match self {
             Error::GenerationOver { .. } => true,
             Error::Collective(e) => e.is_peer(),
+            Error::Model(models::Error::Exchange { peer, .. }) => *peer,
             _ => false,
         }
     }

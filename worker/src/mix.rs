@@ -5,16 +5,23 @@ use crate::{Error, Result};
 use configs::{Loss, LossKind, Mix};
 use rand_distr::{Beta, Distribution};
 use shards::{random::Keyed, stream::Batch};
-use tch::{Device, Kind, Tensor};
+use std::ops::Range;
+use tch::{Device, Tensor};
 
-/// What the network should answer for each view of `batch`: (B, classes) float32 on `device`.
+/// What the network should answer for each of these `views` of `batch`: (B, classes) float32 on `device`.
 ///
 /// `cross_entropy`: 1 - s + s/C for the first label and s/C for all others, s being the label smoothing.
 /// `bce`: 1 for every label that the clip has; none is an answer too.
 ///
 /// # Errors
 /// With `cross_entropy`, a clip without a label; a label that is no class. Names the clip's place in the split.
-pub fn targets(batch: &Batch, classes: i64, loss: Loss, device: Device) -> Result<Tensor> {
+pub fn targets(
+    batch: &Batch,
+    views: Range<usize>,
+    classes: i64,
+    loss: Loss,
+    device: Device,
+) -> Result<Tensor> {
     let bad = |view: usize, why: String| {
         let place = batch.clips.get(view).copied().unwrap_or_default();
         Error::Usage(format!("learn from clip {place} of the training split: {why}"))
@@ -27,8 +34,9 @@ pub fn targets(batch: &Batch, classes: i64, loss: Loss, device: Device) -> Resul
         }
         LossKind::Bce => (0.0, 1.0),
     };
-    let mut rows = vec![off as f32; batch.label_sets.len() * width];
-    for (view, labels) in batch.label_sets.iter().enumerate() {
+    let mut rows = vec![off as f32; views.len() * width];
+    for (row, view) in views.clone().enumerate() {
+        let labels = batch.label_sets.get(view).map(Vec::as_slice).unwrap_or_default();
         let shown = match loss.kind {
             LossKind::CrossEntropy if labels.is_empty() => {
                 return Err(bad(view, "it has no label; give it one, or put it into another split".into()));
@@ -38,11 +46,12 @@ pub fn targets(batch: &Batch, classes: i64, loss: Loss, device: Device) -> Resul
         };
         for &label in shown {
             let class = usize::try_from(label).ok().filter(|c| *c < width);
-            let class = class.ok_or_else(|| bad(view, format!("its label {label} is none of {width} classes")))?;
-            rows[view * width + class] = on as f32;
+            let class =
+                class.ok_or_else(|| bad(view, format!("its label {label} is none of {width} classes")))?;
+            rows[row * width + class] = on as f32;
         }
     }
-    let rows = Tensor::f_from_slice(&rows)?.f_view([batch.label_sets.len() as i64, classes])?;
+    let rows = Tensor::f_from_slice(&rows)?.f_view([views.len() as i64, classes])?;
     Ok(rows.f_to_device(device)?)
 }
 
@@ -59,7 +68,7 @@ pub fn mix(
     cfg: &Mix,
     (seed, step, rank): (u64, u64, u64),
 ) -> Result<(Tensor, Tensor)> {
-    let [b, _, _, h, w] = clips.size5()?;
+    let (b, _, _, h, w) = clips.size5()?;
     let drawn = Drawn::draw(cfg, (h, w), &mut Keyed::new("mix", "", &[seed, step, rank]));
     if b < 2 {
         return Ok((clips.shallow_clone(), targets.shallow_clone()));
@@ -68,10 +77,10 @@ pub fn mix(
         Drawn::Nothing => return Ok((clips.shallow_clone(), targets.shallow_clone())),
         Drawn::Mixup { share } => (blend(clips, share)?, share),
         Drawn::Cutmix(pasted) => {
-            let part = |x: &Tensor| {
-                x.f_narrow(3, pasted.top, pasted.height)?.f_narrow(4, pasted.left, pasted.width)
-            };
-            let mixed = clips.f_clone(None)?;
+            let part =
+                |x: &Tensor| x.f_narrow(3, pasted.top, pasted.height)?.f_narrow(4, pasted.left, pasted.width);
+            let mut mixed = clips.f_empty_like()?;
+            mixed.f_copy_(clips)?;
             part(&mixed)?.f_copy_(&part(clips)?.f_flip([0])?)?;
             (mixed, pasted.share(h, w))
         }
@@ -120,7 +129,9 @@ impl Drawn {
         let share = beta.sample(random.generator());
         match cut {
             false => Drawn::Mixup { share },
-            true => Drawn::Cutmix(Pasted::around(share, (h, w), [random.below(h as u64), random.below(w as u64)])),
+            true => {
+                Drawn::Cutmix(Pasted::around(share, (h, w), [random.below(h as u64), random.below(w as u64)]))
+            }
         }
     }
 }
@@ -147,11 +158,16 @@ impl Pasted {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use tch::Kind;
 
     const BOTH: Mix = Mix { mixup_alpha: 0.8, cutmix_alpha: 1.0, prob: 1.0, switch_prob: 0.5 };
     const MIXUP: Mix = Mix { cutmix_alpha: 0.0, ..BOTH };
     const CUTMIX: Mix = Mix { mixup_alpha: 0.0, ..BOTH };
     const PLAIN: Loss = Loss { kind: LossKind::CrossEntropy, label_smoothing: 0.0 };
+
+    fn all(batch: &Batch, classes: i64, loss: Loss) -> Result<Tensor> {
+        targets(batch, 0..batch.label_sets.len(), classes, loss, Device::Cpu)
+    }
 
     fn batch(label_sets: &[&[i32]]) -> Batch {
         let n = label_sets.len();
@@ -187,7 +203,7 @@ mod tests {
     #[test]
     fn smoothed_targets_are_timms() {
         let loss = Loss { label_smoothing: 0.1, ..PLAIN };
-        let found = targets(&batch(&[&[2], &[0, 3]]), 4, loss, Device::Cpu).unwrap();
+        let found = all(&batch(&[&[2], &[0, 3]]), 4, loss).unwrap();
         assert_eq!((found.size(), found.kind()), (vec![2, 4], Kind::Float));
         let expected = [0.025, 0.025, 0.925, 0.025, 0.925, 0.025, 0.025, 0.025];
         assert!(values(&found).iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-7), "{found:?}");
@@ -196,14 +212,14 @@ mod tests {
     #[test]
     fn a_clip_may_have_any_number_of_labels_with_bce() {
         let bce = Loss { kind: LossKind::Bce, ..PLAIN };
-        let found = targets(&batch(&[&[2, 0], &[], &[1]]), 3, bce, Device::Cpu).unwrap();
+        let found = all(&batch(&[&[2, 0], &[], &[1]]), 3, bce).unwrap();
         assert_eq!(values(&found), [1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
-        assert_eq!(targets(&batch(&[]), 3, bce, Device::Cpu).unwrap().size(), [0, 3]);
+        assert_eq!(all(&batch(&[]), 3, bce).unwrap().size(), [0, 3]);
     }
 
     #[test]
     fn labels_that_cannot_be_learnt_name_their_clip() {
-        let refused = |sets: &[&[i32]]| targets(&batch(sets), 3, PLAIN, Device::Cpu).unwrap_err().to_string();
+        let refused = |sets: &[&[i32]]| all(&batch(sets), 3, PLAIN).unwrap_err().to_string();
         assert!(refused(&[&[0], &[]]).contains("clip 11 of the training split: it has no label"));
         assert!(refused(&[&[3]]).contains("label 3 is none of 3 classes"));
         assert!(refused(&[&[-1]]).contains("label -1 is none"));

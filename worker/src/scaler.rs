@@ -52,7 +52,8 @@ impl LossScaler {
     /// Takes its own tensors out of a checkpoint's; without them it stays as it is.
     pub fn take(&mut self, saved: &mut HashMap<String, Tensor>) -> Result<()> {
         if let [Some(scale), Some(good)] = NAMES.map(|n| saved.remove(n)) {
-            let refused = |name: &str| Error::Usage(format!("restore the loss scaler: {name} is no single number"));
+            let refused =
+                |name: &str| Error::Usage(format!("restore the loss scaler: {name} is no single number"));
             if scale.numel() != 1 || scale.kind() != Kind::Double {
                 return Err(refused(NAMES[0]));
             }

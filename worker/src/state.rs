@@ -61,7 +61,8 @@ impl State {
     pub fn new(config: &Config, labels: &[String], device: Device) -> Result<Self> {
         if config.train.precision == Precision::Fp16 && !device.is_cuda() {
             return Err(Error::Usage(
-                "train with precision = \"fp16\" on a CPU: use \"bf16\" there, which needs no loss scaler".into(),
+                "train with precision = \"fp16\" on a CPU: use \"bf16\" there, which needs no loss scaler"
+                    .into(),
             ));
         }
         tch::manual_seed(config.seed as i64);

@@ -242,7 +242,9 @@ async fn every_type_and_layout_survives_bit_by_bit() {
     ];
     commit(
         &run,
-        (0..2).map(|r| save::snapshot(entries(&model(1), copies(&tensors)), header(5, 2), r).unwrap()).collect(),
+        (0..2)
+            .map(|r| save::snapshot(entries(&model(1), copies(&tensors)), header(5, 2), r).unwrap())
+            .collect(),
         true,
     )
     .await;

@@ -14,7 +14,9 @@ use crate::{
     state::State,
     store_client::StoreOverGrpc,
 };
-use collective::{Backend, Group, Reducer, ReducerOptions, Store};
+use collective::{Backend, Group, RankSum, Reducer, ReducerOptions, Store};
+use configs::BatchNorm;
+use models::{Exchange, NormMode};
 use proto::v1::{self, worker_message::Kind as Message};
 use shards::stream::Batch;
 use std::{
@@ -72,6 +74,7 @@ impl<'a> Generation<'a> {
         let device = job.options.device.torch();
         let mut state = State::new(&job.config, &job.dataset.manifest.labels, device)?;
         let position = restore(job, session, &at, &group, &mut state)?;
+        state.model.set_norm_mode(norm_mode(job.config.train.batch_norm, &group));
         let params: Vec<Tensor> = state.parameters();
         let reducer = Reducer::new(&params, &group, ReducerOptions::default())?;
         let guard = Guard::new(&state)?;
@@ -119,7 +122,7 @@ impl<'a> Generation<'a> {
     fn warm_up(&mut self) -> Result<()> {
         self.session.progress().at("joining", self.at.generation, self.position.epoch, self.position.step);
         self.reducer.zero_grad()?;
-        self.absent_pass()
+        self.pass_of_zeros(false, true)
     }
 
     /// What the log should say once: a rate that is not the configuration's own.
@@ -137,7 +140,14 @@ impl<'a> Generation<'a> {
         }
     }
 
-    fn report(&self, batch: &Batch, of: &StepSummary, lr: f64, (per_epoch, total): (u64, u64), began: Instant) {
+    fn report(
+        &self,
+        batch: &Batch,
+        of: &StepSummary,
+        lr: f64,
+        (per_epoch, total): (u64, u64),
+        began: Instant,
+    ) {
         if self.at.rank != 0 {
             return;
         }
@@ -206,6 +216,26 @@ impl<'a> Generation<'a> {
     }
 }
 
+/// The configuration's choice in a network's terms.
+fn norm_mode(choice: BatchNorm, group: &Group) -> NormMode {
+    match choice {
+        BatchNorm::Local => NormMode::Local,
+        BatchNorm::SubBatch { clips } => NormMode::SubBatch(clips.into()),
+        BatchNorm::Sync => NormMode::Sync(Arc::new(OverRanks(RankSum::new(group)))),
+        BatchNorm::Frozen => NormMode::Frozen,
+    }
+}
+
+/// What synchronised batch norms exchange goes over the group of the generation.
+#[derive(Debug)]
+struct OverRanks(RankSum);
+
+impl Exchange for OverRanks {
+    fn sum(&self, x: &Tensor) -> models::Result<Tensor> {
+        self.0.sum(x).map_err(|e| models::Error::Exchange { why: e.to_string(), peer: e.is_peer() })
+    }
+}
+
 /// Rank 0 reads the newest whole checkpoint; the group gets position and tensors from it.
 fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: &mut State) -> Result<Place> {
     let mut position = Place::default();
@@ -227,4 +257,3 @@ fn peak_memory() -> Option<u64> {
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"))?;
     line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|k| k * 1024)
 }
-

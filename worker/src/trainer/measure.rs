@@ -1,7 +1,7 @@
 //! Between epochs: precise batch norm, and accuracy on the evaluation split.
 
 use super::{generation::Generation, now};
-use crate::{Result, checkpoint::layout::Place, evaluate, restore::Judge};
+use crate::{Result, checkpoint::layout::Place, ema::Ema, evaluate, metrics::Tally, restore::Judge};
 use collective::{ReduceOp, foreach_copy};
 use configs::Ensemble;
 use proto::v1::{self, worker_message::Kind as Message};
@@ -22,26 +22,11 @@ impl Generation<'_> {
         let began = now();
         let progress = self.session.progress().clone();
         progress.at("evaluating", self.at.generation, self.position.epoch, self.position.step);
-        let averaged = self.state.ema.as_ref().map(|ema| ema.swap_in()).transpose()?;
-        match config.precise_bn_batches {
-            // Rank 0's running statistics are the ones that count.
-            0 => self.group.broadcast_all(&self.state.buffers(), 0)?,
-            batches => self.precise_bn(batches)?,
-        }
-        let Some(stream) = self.job.feed().eval(&self.at)? else { return Ok(()) };
-        let (data, loss) = (&self.job.config.data, self.job.config.loss.kind);
-        let split = evaluate::Split::new(&self.job.dataset, &data.eval_split, loss)?;
-        let judge = Judge {
-            model: &self.state.model,
-            normalise: &self.normalise,
-            precision: config.precision,
-            loss,
-            ensemble: Ensemble::Mean,
-            keep_views: false,
-        };
-        let tally = evaluate::run(&judge, stream, &split, || progress.tick())?;
-        drop(averaged);
-        let tally = tally.all_reduce(&self.group, self.job.options.device.torch())?;
+        // Taken out for the while: its guard must not keep the rest of the state from being changed.
+        let ema = self.state.ema.take();
+        let measured = self.measure_with(ema.as_ref());
+        self.state.ema = ema;
+        let Some(tally) = measured? else { return Ok(()) };
         if self.at.rank == 0 && tally.clips() > 0 {
             self.session.send(Message::Eval(v1::EvalReport {
                 generation: self.at.generation,
@@ -58,10 +43,36 @@ impl Generation<'_> {
         Ok(())
     }
 
+    /// The whole group's tally; `None` where the dataset has no such split.
+    fn measure_with(&mut self, ema: Option<&Ema>) -> Result<Option<Tally>> {
+        let config = &self.job.config.train;
+        let averaged = ema.map(Ema::swap_in).transpose()?;
+        match config.precise_bn_batches {
+            // Rank 0's running statistics are the ones that count.
+            0 => self.group.broadcast_all(&self.state.buffers(), 0)?,
+            batches => self.precise_bn(batches)?,
+        }
+        let Some(stream) = self.job.feed().eval(&self.at)? else { return Ok(None) };
+        let progress = self.session.progress().clone();
+        let (data, loss) = (&self.job.config.data, self.job.config.loss.kind);
+        let split = evaluate::Split::new(&self.job.dataset, &data.eval_split, loss)?;
+        let judge = Judge {
+            model: &self.state.model,
+            normalise: &self.normalise,
+            precision: config.precision,
+            loss,
+            ensemble: Ensemble::Mean,
+            keep_views: false,
+        };
+        let tally = evaluate::run(&judge, stream, &split, || progress.tick())?;
+        drop(averaged);
+        tally.all_reduce(&self.group, self.job.options.device.torch()).map(Some)
+    }
+
     /// Replaces the running statistics by those of the training clips under the weights as they are: mean
     /// and variance over `batches` global batches, each rank on its share, weighted by clips (Wu and Johnson
     /// 2021, section 3; fvcore's `update_bn_stats`). The clips are those of the epoch's first steps.
-    fn precise_bn(&self, batches: u64) -> Result<()> {
+    fn precise_bn(&mut self, batches: u64) -> Result<()> {
         let statistics: Vec<(String, Tensor)> = self
             .state
             .model
@@ -94,7 +105,7 @@ impl Generation<'_> {
         let mut stream =
             feed.train(&plan, &self.at, from, from.step + batches.min(plan.steps_per_epoch()))?;
         let mut clips = 0.0;
-        self.state.model.set_norm_momentum(1.0)?;
+        self.state.model.set_norm_momentum(1.0);
         while let Some(batch) = stream.next()? {
             self.session.progress().tick();
             if batch.labels.is_empty() {
@@ -103,7 +114,7 @@ impl Generation<'_> {
             {
                 let _no_grad = tch::no_grad_guard();
                 let _autocast = self.autocast()?;
-                self.state.model.forward(&self.normalise.tensor(&batch)?, true)?;
+                let _ = self.state.model.forward(&self.normalise.tensor(&batch)?, true)?;
             }
             let n = batch.labels.len() as f64;
             clips += n;
@@ -113,7 +124,7 @@ impl Generation<'_> {
                 let _ = squares.f_add_(&((&mean * &mean + var.f_to_kind(Kind::Double)?) * n))?;
             }
         }
-        self.state.model.set_norm_momentum(MOMENTUM)?;
+        self.state.model.set_norm_momentum(MOMENTUM);
 
         let device = self.job.options.device.torch();
         let mut flat: Vec<Tensor> =

@@ -20,13 +20,13 @@ use crate::{
 };
 use configs::Config;
 use generation::Generation;
-pub use step::autocast;
 use proto::v1::{self, worker_message::Kind as Message};
 use shards::format::Dataset;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+pub use step::autocast;
 use storage::Location;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;

@@ -3,10 +3,8 @@
 
 use super::generation::{Generation, StepSummary};
 use super::now;
-use crate::{Error, Result, loss, state::State};
-use collective::{
-    Autocast, ReduceOp, foreach_copy, foreach_mul, foreach_norm,
-};
+use crate::{Error, Result, loss, mix, state::State};
+use collective::{Autocast, ReduceOp, foreach_copy, foreach_mul, foreach_norm};
 use configs::{BatchNorm, Precision};
 use shards::stream::Batch;
 use std::ops::Range;
@@ -78,11 +76,13 @@ impl Generation<'_> {
 
     /// Loss and hits summed over this rank's clips. Gradients are left as the mean over all that the
     /// global batch shows: sum / shown x world, which the reducer divides by world.
-    fn passes(&self, batch: &Batch) -> Result<Local> {
+    fn passes(&mut self, batch: &Batch) -> Result<Local> {
         let shown = batch.labels.len();
         let most = self.job.config.train.micro_batch.map_or(usize::MAX, |n| n as usize);
-        let mut parts: Vec<Range<usize>> =
-            (0..shown).step_by(most.min(shown.max(1))).map(|a| a..shown.min(a.saturating_add(most))).collect();
+        let mut parts: Vec<Range<usize>> = (0..shown)
+            .step_by(most.min(shown.max(1)))
+            .map(|a| a..shown.min(a.saturating_add(most)))
+            .collect();
         if self.job.config.train.batch_norm == BatchNorm::Sync {
             // Statistics are exchanged in every pass: all ranks make as many as the fullest.
             parts.resize(self.fullest_share().div_ceil(most).max(1), shown..shown);
@@ -110,7 +110,7 @@ impl Generation<'_> {
 
     /// Forward and backward of a part of the batch. Gradients add up; `exchange`: over the ranks too.
     fn pass(
-        &self,
+        &mut self,
         batch: &Batch,
         number: usize,
         part: Range<usize>,
@@ -119,20 +119,27 @@ impl Generation<'_> {
     ) -> Result<()> {
         let config = &self.job.config;
         let device = self.job.options.device.torch();
-        let classes = self.state.model.classes();
-        let targets = loss::targets(batch, part.clone(), classes, &config.loss)?.f_to_device(device)?;
+        let targets = mix::targets(batch, part.clone(), self.state.model.classes(), config.loss, device)?;
         let clips = self.normalise.part(batch, part.clone())?;
+        let (clips, targets) = match &config.mix {
+            // Each pass is mixed in its own way.
+            Some(cfg) => {
+                let key = (config.seed, self.position.step, ((number as u64) << 32) | self.at.rank as u64);
+                mix::mix(&clips, &targets, cfg, key)?
+            }
+            None => (clips, targets),
+        };
         let logits = self.forward(&clips, exchange)?;
         let each = loss::of_each_clip(&logits, &targets, config.loss.kind)?;
         let scale = self.at.world as f64 / batch.global_clips as f64
             * self.state.scaler.as_ref().map_or(1.0, |s| s.scale());
         collective::backward(&(each.f_sum(Kind::Float)? * scale))?;
 
-        let each = Vec::<f64>::try_from(&each.f_detach()?.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?)?;
+        let each =
+            Vec::<f64>::try_from(&each.f_detach()?.f_to_kind(Kind::Double)?.f_to_device(tch::Device::Cpu)?)?;
         local.bad.extend(part.zip(&each).filter(|(_, l)| !l.is_finite()).map(|(i, _)| batch.clips[i]));
         local.loss += each.iter().sum::<f64>();
         local.correct += loss::hits(&logits, &targets)?;
-        let _ = number;
         Ok(())
     }
 
@@ -148,19 +155,25 @@ impl Generation<'_> {
         autocast(self.job.config.train.precision, self.job.options.device.torch())
     }
 
-    /// A pass of zeros that gives every parameter a gradient of zero and moves no running statistic.
-    fn absent(&self, exchange: bool) -> Result<()> {
-        let clips = self.normalise.zeros(1)?;
-        let _autocast = self.autocast()?;
-        let forward = || self.state.model.forward(&clips, false).map_err(Error::from);
-        let logits = if exchange { self.reducer.try_forward(forward) } else { forward() }?;
-        drop(_autocast);
-        Ok(collective::backward(&(logits.f_sum(Kind::Float)? * 0.0))?)
+    /// A pass of zeros that gives every parameter a gradient of zero and moves no running statistic. Where
+    /// batch norms exchange theirs, it takes part in every exchange with a count of zero.
+    fn absent(&mut self, exchange: bool) -> Result<()> {
+        let sync = self.job.config.train.batch_norm == BatchNorm::Sync;
+        self.state.model.set_absent(sync);
+        let done = self.pass_of_zeros(sync, exchange);
+        self.state.model.set_absent(false);
+        done
     }
 
-    /// [`Generation::absent`] with its exchange.
-    pub(super) fn absent_pass(&self) -> Result<()> {
-        self.absent(true)
+    /// In evaluation mode, or as training does.
+    pub(super) fn pass_of_zeros(&self, train: bool, exchange: bool) -> Result<()> {
+        let clips = self.normalise.zeros(1)?;
+        let logits = {
+            let _autocast = self.autocast()?;
+            let forward = || self.state.model.forward(&clips, train).map_err(Error::from);
+            if exchange { self.reducer.try_forward(forward) } else { forward() }?
+        };
+        Ok(collective::backward(&(logits.f_sum(Kind::Float)? * 0.0))?)
     }
 
     /// A few bytes over the group, the same answer on every rank: means over what was shown, and
@@ -176,7 +189,8 @@ impl Generation<'_> {
         let grad_norm = sums[3] / self.at.world as f64;
         let scaled = self.state.scaler.is_some();
         Ok(StepSummary {
-            loss: sums[0] / shown as f64,
+            // Without the share that is no number it would be another mean.
+            loss: if sums[2] > 0.0 { f64::NAN } else { sums[0] / shown as f64 },
             accuracy: sums[1] / shown as f64,
             grad_norm,
             skipped: sums[2] > 0.0 || (!grad_norm.is_finite() && !scaled),

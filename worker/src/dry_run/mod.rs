@@ -219,7 +219,7 @@ fn open(url: &str) -> Result<std::result::Result<Dataset, String>> {
     let remote = url.contains("://") && !url.starts_with("file://");
     let runtime = tokio::runtime::Runtime::new()
         .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
-    let opened = runtime.block_on(tokio::time::timeout(PATIENCE, Dataset::open(&location)));
+    let opened = runtime.block_on(async { tokio::time::timeout(PATIENCE, Dataset::open(&location)).await });
     match opened {
         Ok(Ok(dataset)) => Ok(Ok(dataset)),
         Ok(Err(shards::Error::NotADataset { url })) => Ok(Err(format!("there is no dataset at {url}"))),

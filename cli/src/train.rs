@@ -5,11 +5,12 @@ use crate::{
     children::Child,
     follow,
     screen::Screen,
-    siblings::{COORDINATOR, WORKER, find},
+    siblings::{COORDINATOR, WORKER, become_sibling, find},
 };
 use configs::Config;
 use proto::v1::{JobEnded, JobEvent};
 use std::{
+    ffi::OsString,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
@@ -33,10 +34,15 @@ pub struct Args {
     /// The job's configuration
     config: PathBuf,
     /// Trainer processes
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    workers: u32,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "dry_run")]
+    workers: Option<u32>,
     /// Where checkpoints and metrics go, and from where an earlier start goes on: s3://bucket/prefix, file:///path or a path
-    #[arg(long, value_name = "URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        required_unless_present = "dry_run",
+        default_value_if("dry_run", "true", Some(""))
+    )]
     run: String,
     /// Override one key, e.g. --set train.epochs=10
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -50,11 +56,26 @@ pub struct Args {
     /// Where the programs' logs go [default: a temporary folder, named if something fails]
     #[arg(long, value_name = "DIR")]
     log_dir: Option<PathBuf>,
+    /// Start nothing: build the network, plan the epochs, estimate memory
+    #[arg(long)]
+    dry_run: bool,
+    /// With --dry-run: plan for this many training clips instead of opening the dataset
+    #[arg(long, value_name = "N", requires = "dry_run")]
+    clips: Option<u64>,
+    /// With --dry-run: plan for this many classes instead of the dataset's
+    #[arg(long, value_name = "N", requires = "dry_run")]
+    classes: Option<u32>,
+    /// With --dry-run: print JSON
+    #[arg(long, requires = "dry_run")]
+    json: bool,
 }
 
 /// Returns the exit status: 0 only if the job ended well; 2 if it needs a change by the user.
 pub fn command(args: Args) -> Result<u8> {
     let overrides = overrides(&args)?;
+    if args.dry_run {
+        return dry_run(&args, &overrides);
+    }
     let (coordinator, worker) = (find(COORDINATOR)?, find(WORKER)?);
     let logs = log_folder(args.log_dir.as_deref())?;
     // One thread: the children's lives hang on the thread that started them.
@@ -81,14 +102,29 @@ pub fn command(args: Args) -> Result<u8> {
 /// The overrides to pass on, after the whole configuration was found good with them.
 fn overrides(args: &Args) -> Result<Vec<String>> {
     let mut all = args.overrides.clone();
-    all.push(format!("cluster.workers={}", args.workers));
     // What the file asks for at least must be reachable; parse first to know it.
     let least = Config::read(&args.config, &args.overrides)?.cluster.min_workers;
-    if least > args.workers {
-        all.push(format!("cluster.min_workers={}", args.workers));
+    if let Some(workers) = args.workers {
+        all.push(format!("cluster.workers={workers}"));
+        if least > workers {
+            all.push(format!("cluster.min_workers={workers}"));
+        }
     }
     Config::read(&args.config, &all)?;
     Ok(all)
+}
+
+/// The network needs libtorch: the worker looks at the job.
+fn dry_run(args: &Args, overrides: &[String]) -> Result<u8> {
+    let mut told: Vec<OsString> = vec!["--config".into(), args.config.clone().into()];
+    told.extend(overrides.iter().flat_map(|o| ["--set".into(), o.into()]));
+    let mut number = |name: &str, value: Option<String>| {
+        told.extend(value.into_iter().flat_map(|v| [name.into(), v.into()]));
+    };
+    number("--clips", args.clips.map(|n| n.to_string()));
+    number("--classes", args.classes.map(|n| n.to_string()));
+    told.extend(args.json.then(|| "--json".into()));
+    become_sibling(WORKER, Some("dry-run"), &told)
 }
 
 fn log_folder(wanted: Option<&Path>) -> Result<PathBuf> {
@@ -127,7 +163,7 @@ async fn train(
         _ = terminate.recv() => return Ok(1),
     };
     let mut events = follow::connect(&address).await?;
-    let devices = args.devices.clone().unwrap_or_else(|| format!("cpu:{}", args.workers));
+    let devices = args.devices.clone().unwrap_or_else(|| format!("cpu:{}", args.workers.unwrap_or(1)));
     let told = ["run", "--coordinator", &format!("http://{address}"), "--devices", &devices];
     let mut worker = Child::start("worker", worker, &told.map(String::from), logs, None)?;
 

@@ -10,9 +10,10 @@ pub fn describe(kind: &Kind) -> Option<String> {
             format!("generation {}: {n} worker{}: {}", g.generation, plural(n), g.members.join(", "))
         }
         Kind::Eval(e) => format!(
-            "validation after step {} (epoch {}): top-1 {}, top-5 {}, loss {:.4}, {} clips in {:.1} s",
+            "validation after step {} (epoch {}): {}top-1 {}, top-5 {}, loss {:.4}, {} clips in {:.1} s",
             e.step,
             e.epoch,
+            e.mean_average_precision.map_or(String::new(), |m| format!("mAP {}, ", percent(m))),
             percent(e.top1),
             percent(e.top5),
             e.loss,

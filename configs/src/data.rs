@@ -1,7 +1,7 @@
 //! Which clips, and how a clip becomes a network's input.
 
 use crate::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Which clips, and how a clip becomes a network's input.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -44,6 +44,23 @@ pub struct Data {
     /// What `marey eval` shows; absent: `eval`'s sizes in 10x3 views.
     #[serde(default)]
     pub test: Option<Test>,
+    /// The dataset's published size: what `marey train --dry-run` plans with where the dataset cannot be
+    /// opened. Training never looks at it.
+    #[serde(default)]
+    pub nominal: Option<Nominal>,
+}
+
+impl Data {
+    /// The views of `marey eval`, where the command line asks for no others.
+    pub fn test_views(&self) -> Test {
+        self.test.clone().unwrap_or(Test {
+            views: Views { clips: 10, crops: 3 },
+            short_side: self.eval.short_side,
+            crop: self.eval.crop,
+            sampling: TestSampling::default(),
+            ensemble: Ensemble::default(),
+        })
+    }
 }
 
 /// How the epoch's order is drawn.
@@ -155,6 +172,28 @@ pub struct Test {
     pub crop: u32,
     #[serde(default)]
     pub sampling: TestSampling,
+    #[serde(default)]
+    pub ensemble: Ensemble,
+}
+
+/// How the scores of a clip's views become the clip's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ensemble {
+    /// Their mean; PySlowFast's "sum".
+    #[default]
+    Mean,
+    /// The largest of each class: for clips with several labels, which need not show at the same time.
+    Max,
+}
+
+/// What a dataset was published to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nominal {
+    /// Training clips.
+    pub clips: u64,
+    pub classes: u32,
 }
 
 /// Windows in time x crops in space of each clip.
@@ -165,7 +204,7 @@ pub struct Views {
 }
 
 /// Where the windows of a test lie in a clip.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TestSampling {
     /// `decoder.py::get_start_end_idx` and `temporal_sampling`: window i of n starts at i/n of the room that
@@ -175,6 +214,27 @@ pub enum TestSampling {
     /// `SampleFrames._get_test_clips` of version 1.x: window i of n starts at i/(n-1) of the room, frames at a
     /// plain stride; beyond the end the clip begins anew. (0.x: the middles of n equal parts of the room.)
     MmAction2,
+}
+
+impl std::str::FromStr for TestSampling {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "pyslowfast" => Ok(Self::PySlowFast),
+            "mmaction2" => Ok(Self::MmAction2),
+            _ => Err("write pyslowfast or mmaction2".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for TestSampling {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::PySlowFast => "pyslowfast",
+            Self::MmAction2 => "mmaction2",
+        })
+    }
 }
 
 impl std::str::FromStr for Views {

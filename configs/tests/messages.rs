@@ -95,6 +95,7 @@ fn sizes_that_do_not_fit_are_named() {
         (&["mix={ mixup_alpha = 0.8, prob = 1.2 }"], "mix.prob", "between 0 and 1"),
         (&["data.std=[0.2, 0.0, 0.2]"], "data.std", "greater than 0"),
         (&["data.fps=-1.0"], "data.fps", "greater than 0"),
+        (&["data.nominal={ clips = 0, classes = 3 }"], "data.nominal.clips", "greater than 0"),
         (&["model.depth=34"], "model.depth", "18, 50 or 101"),
         (&["model.width=18"], "model.width", "not a multiple of model.beta = 4"),
         (&["model.fusion_kernel=4"], "model.fusion_kernel", "odd"),
@@ -135,4 +136,24 @@ fn swin_heads_must_share_the_channels() {
     assert!(said.contains("stage 3 has 768 channels, which 25 heads cannot share"), "{said}");
     let said = Config::parse("swin", swin, &["model.heads=[3, 6]".into()]).unwrap_err().to_string();
     assert!(said.contains("2 numbers for 4 stages"), "{said}");
+}
+
+#[test]
+fn views_are_written_with_an_x() {
+    use configs::{TestSampling, Views};
+    assert_eq!("10x3".parse(), Ok(Views { clips: 10, crops: 3 }));
+    for bad in ["10", "0x3", "3x0", "x", "10x3x1", "-1x3"] {
+        assert!(bad.parse::<Views>().is_err(), "{bad}");
+    }
+    assert_eq!(Views { clips: 4, crops: 3 }.to_string(), "4x3");
+    let good = Config::parse("demo.toml", GOOD, &[]).unwrap();
+    assert_eq!(
+        (good.data.test_views().views.to_string().as_str(), good.data.test_views().crop),
+        ("10x3", 64)
+    );
+    let said = refusal(&["data.test={ views = \"10\", short_side = 64, crop = 64 }"]);
+    assert!(said.contains("clips x crops"), "{said}");
+    for name in ["pyslowfast", "mmaction2"] {
+        assert_eq!(name.parse::<TestSampling>().unwrap().to_string(), name);
+    }
 }

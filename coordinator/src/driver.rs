@@ -238,7 +238,8 @@ fn announce(notice: &Notice) {
         Notice::Step(r) => tracing::debug!("step {} of {}: loss {:.4}", r.step, r.total_steps, r.loss),
         Notice::Eval(r) => {
             let (top1, top5) = (100.0 * r.top1, 100.0 * r.top5);
-            tracing::info!("step {}: top-1 {top1:.1} %, top-5 {top5:.1} % of {} clips", r.step, r.clips);
+            let map = r.mean_average_precision.map_or(String::new(), |m| format!("mAP {:.1} %, ", 100.0 * m));
+            tracing::info!("step {}: {map}top-1 {top1:.1} %, top-5 {top5:.1} % of {} clips", r.step, r.clips);
         }
         Notice::Checkpoint { step, bytes, manifest } => {
             tracing::info!("checkpoint of step {step}: {bytes} bytes, {manifest}");

@@ -88,6 +88,7 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
             top5: r.top5,
             clips: r.clips,
             seconds: r.seconds,
+            mean_average_precision: r.mean_average_precision,
         }),
         Notice::Checkpoint { step, bytes, manifest } => {
             Kind::Checkpoint(v1::CheckpointCommitted { step: step.0, bytes, manifest })
@@ -152,6 +153,7 @@ fn eval(r: v1::EvalReport) -> EvalReport {
         top5: r.top5,
         clips: r.clips,
         seconds: r.seconds,
+        mean_average_precision: r.mean_average_precision,
     }
 }
 

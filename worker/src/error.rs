@@ -41,6 +41,9 @@ pub enum Error {
         "judge clip {place} of the split: the network's output is not a number; training has diverged: lower the learning rate"
     )]
     Output { place: u32 },
+    /// An evaluation is not whole; what is finished of it stays.
+    #[error("{0}")]
+    Evaluation(String),
     /// The job ended without success.
     #[error("finish the job: {0}")]
     JobFailed(String),

@@ -89,7 +89,7 @@ impl Feed<'_> {
                 crop: data.eval.crop,
                 clips: 1,
                 crops: 1,
-                sampling: test_sampling(self.config),
+                sampling: test_sampling(data.test_views().sampling),
             },
         };
         Ok(Some(Stream::eval(self.dataset.clone(), pass, &self.options())?))
@@ -141,8 +141,8 @@ pub fn clip_spec(config: &Config) -> ClipSpec {
 }
 
 /// Where the windows of an evaluation lie.
-pub fn test_sampling(config: &Config) -> TestSampling {
-    match config.data.test.as_ref().map(|t| t.sampling).unwrap_or_default() {
+pub fn test_sampling(sampling: configs::TestSampling) -> TestSampling {
+    match sampling {
         configs::TestSampling::PySlowFast => TestSampling::PySlowFast,
         configs::TestSampling::MmAction2 => TestSampling::MmAction2,
     }

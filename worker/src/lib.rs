@@ -5,6 +5,7 @@
 pub mod batch;
 pub mod checkpoint;
 pub mod device;
+pub mod dry_run;
 pub mod ema;
 pub mod error;
 pub mod evaluate;
@@ -16,6 +17,7 @@ pub mod models;
 pub mod optim;
 pub mod parity;
 pub mod predict;
+pub mod ranking;
 pub mod report;
 pub mod restore;
 pub mod scaler;
@@ -25,6 +27,7 @@ pub mod state;
 pub mod store_client;
 pub mod supervise;
 pub mod trainer;
+pub mod twin;
 pub mod weights;
 
 pub use error::{Error, Result};

@@ -6,8 +6,9 @@ use std::{path::PathBuf, process::ExitCode};
 use worker::{
     Error, Result,
     device::{Device, parse_devices},
-    evaluate, models, parity, predict, supervise,
+    dry_run, evaluate, models, parity, predict, supervise,
     trainer::{self, TrainerOptions},
+    twin,
     weights::{export, import},
 };
 
@@ -50,6 +51,11 @@ enum Command {
     },
     /// Measure a checkpoint's accuracy on a dataset.
     Eval(evaluate::EvalArgs),
+    /// Judge a part of the clips (started by `eval`).
+    #[command(hide = true)]
+    EvalPart(evaluate::PartArgs),
+    /// Plan a job without starting it (marey train --dry-run).
+    DryRun(dry_run::DryRunArgs),
     /// Name the action in a video that was ingested.
     Predict(predict::PredictArgs),
     /// Make a checkpoint of another implementation's weights, or of an image model's.
@@ -60,6 +66,8 @@ enum Command {
     Models(models::ModelsArgs),
     /// Compare a model with a reference implementation's tensors.
     Parity(parity::ParityArgs),
+    /// Write a job's fresh weights and first batches, for the same training elsewhere.
+    Twin(twin::TwinArgs),
 }
 
 fn main() -> ExitCode {
@@ -99,11 +107,17 @@ fn run(command: Command) -> Result<u8> {
             Ok(0)
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),
+        Command::EvalPart(args) => {
+            die_with_parent();
+            evaluate::part(&args).map(|()| 0)
+        }
+        Command::DryRun(args) => dry_run::command(&args).map(|()| 0),
         Command::Predict(args) => predict::command(args).map(|()| 0),
         Command::Import(args) => import::command(args).map(|()| 0),
         Command::Export(args) => export::command(args).map(|()| 0),
         Command::Models(args) => models::command(&args).map(|()| 0),
         Command::Parity(args) => parity::command(args),
+        Command::Twin(args) => twin::command(args).map(|()| 0),
     }
 }
 

@@ -1,6 +1,6 @@
-//! Counting right and wrong: top-1, top-5, loss and the confusion matrix, mergeable over ranks.
+//! Counting right and wrong: top-1, top-5, loss, the confusion matrix, average precision; mergeable over ranks.
 
-use crate::{Error, Result};
+use crate::{Error, Result, ranking::Ranking};
 use collective::{Group, ReduceOp};
 use tch::{Device, Kind, Tensor};
 
@@ -16,8 +16,10 @@ pub struct Tally {
     top1: u64,
     /// Clips whose label is among the five most probable classes (all of them where there are fewer).
     top5: u64,
-    /// Row-major, true class x predicted class.
+    /// Row-major, true class x predicted class; empty where a clip may bear several.
     confusion: Vec<u64>,
+    /// Where a clip may bear several classes.
+    ranking: Option<Ranking>,
 }
 
 /// One class of a [`Tally`].
@@ -30,9 +32,47 @@ pub struct ClassCount {
 }
 
 impl Tally {
-    /// Nothing counted yet.
+    /// Nothing counted yet; a clip bears one class.
     pub fn new(classes: usize) -> Self {
-        Self { classes, clips: 0, loss_sum: 0.0, top1: 0, top5: 0, confusion: vec![0; classes * classes] }
+        let confusion = vec![0; classes * classes];
+        Self { classes, clips: 0, loss_sum: 0.0, top1: 0, top5: 0, confusion, ranking: None }
+    }
+
+    /// Nothing counted yet of `clips` clips, which bear any number of classes.
+    pub fn multi_label(classes: usize, clips: usize) -> Self {
+        let ranking = Some(Ranking::new(classes, clips));
+        Self { classes, clips: 0, loss_sum: 0.0, top1: 0, top5: 0, confusion: vec![], ranking }
+    }
+
+    /// Counts the clip at `place` of the split from its scores, in the way that this tally was made for.
+    /// `labels`: the classes it bears; none where only one is asked for: it counts for nothing.
+    pub fn count(&mut self, place: usize, scores: &[f64], labels: &[usize]) -> Result<()> {
+        match self.ranking {
+            None => self.add(scores, labels.first().map_or(-1, |&l| l as i64)),
+            Some(_) => self.rank(place, scores, labels),
+        }
+    }
+
+    fn rank(&mut self, place: usize, scores: &[f64], labels: &[usize]) -> Result<()> {
+        let fits = scores.len() == self.classes
+            && self.ranking.as_mut().is_some_and(|r| r.set(place, scores, labels));
+        if !fits {
+            return Err(Error::Usage(format!(
+                "count clip {place} of labels {labels:?} with {} scores: the tally has {} classes",
+                scores.len(),
+                self.classes
+            )));
+        }
+        let best = ranked(scores, 5);
+        let cross_entropy = |(c, &p): (usize, &f64)| {
+            let p = if labels.contains(&c) { p } else { 1.0 - p };
+            -p.max(f64::MIN_POSITIVE).ln()
+        };
+        self.clips += 1;
+        self.loss_sum += scores.iter().enumerate().map(cross_entropy).sum::<f64>() / self.classes as f64;
+        self.top1 += u64::from(labels.contains(&best[0]));
+        self.top5 += u64::from(best.iter().any(|b| labels.contains(b)));
+        Ok(())
     }
 
     /// Counts one clip from its class probabilities. A label below zero (unlabelled) counts for nothing.
@@ -57,7 +97,7 @@ impl Tally {
 
     /// Adds another rank's counts.
     pub fn merge(&mut self, other: &Tally) -> Result<()> {
-        if self.classes != other.classes {
+        if self.classes != other.classes || self.ranking.is_some() != other.ranking.is_some() {
             return Err(Error::Usage(format!(
                 "merge tallies of {} and {} classes",
                 self.classes, other.classes
@@ -68,42 +108,46 @@ impl Tally {
         self.top1 += other.top1;
         self.top5 += other.top5;
         self.confusion.iter_mut().zip(&other.confusion).for_each(|(a, b)| *a += b);
+        if let (Some(mine), Some(theirs)) = (&mut self.ranking, &other.ranking) {
+            mine.merge(theirs);
+        }
         Ok(())
     }
 
-    /// All counts as one float64 vector (4 + classes²) to be summed over the ranks. Exact up to 2^53.
+    /// All counts as one float64 vector to be summed over the ranks: 4 + classes², or 4 + 2 x clips x
+    /// classes where a clip may bear several. Exact up to 2^53.
     pub fn to_tensor(&self, device: Device) -> Result<Tensor> {
         let mut v = vec![self.clips as f64, self.loss_sum, self.top1 as f64, self.top5 as f64];
         v.extend(self.confusion.iter().map(|&n| n as f64));
+        v.extend(self.ranking.iter().flat_map(Ranking::values));
         Ok(Tensor::f_from_slice(&v)?.f_to_device(device)?)
     }
 
-    /// The reverse of [`Tally::to_tensor`].
-    pub fn from_tensor(classes: usize, tensor: &Tensor) -> Result<Self> {
-        let n = 4 + classes * classes;
+    /// This tally with its counts from what [`Tally::to_tensor`] of one of its kind made.
+    pub fn with_counts(mut self, tensor: &Tensor) -> Result<Self> {
+        let n = 4 + self.confusion.len() + self.ranking.iter().flat_map(Ranking::values).count();
         if tensor.size() != [n as i64] {
             return Err(Error::Usage(format!(
-                "read a tally of {classes} classes from a tensor of shape {:?}",
+                "read a tally of {n} counts from a tensor of shape {:?}",
                 tensor.size()
             )));
         }
         let mut v = vec![0f64; n];
         tensor.f_copy_data(&mut v, n)?;
-        Ok(Self {
-            classes,
-            clips: v[0] as u64,
-            loss_sum: v[1],
-            top1: v[2] as u64,
-            top5: v[3] as u64,
-            confusion: v[4..].iter().map(|&x| x as u64).collect(),
-        })
+        (self.clips, self.loss_sum, self.top1, self.top5) = (v[0] as u64, v[1], v[2] as u64, v[3] as u64);
+        let mut rest = v[4..].iter();
+        self.confusion.iter_mut().zip(&mut rest).for_each(|(to, from)| *to = *from as u64);
+        if let Some(ranking) = &mut self.ranking {
+            ranking.values_mut().zip(rest).for_each(|(to, from)| *to = *from);
+        }
+        Ok(self)
     }
 
     /// The whole group's tally, on every rank.
-    pub fn all_reduce(&self, group: &Group, device: Device) -> Result<Self> {
+    pub fn all_reduce(self, group: &Group, device: Device) -> Result<Self> {
         let sums = self.to_tensor(device)?;
         group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
-        Self::from_tensor(self.classes, &sums)
+        self.with_counts(&sums)
     }
 
     /// Labelled clips counted.
@@ -111,7 +155,7 @@ impl Tally {
         self.clips
     }
 
-    /// Mean cross-entropy, nats; 0 where nothing was counted.
+    /// Mean cross-entropy, nats (of each class on its own where a clip may bear several); 0 where nothing was counted.
     pub fn loss(&self) -> f64 {
         self.loss_sum / self.clips.max(1) as f64
     }
@@ -126,6 +170,18 @@ impl Tally {
         self.top5 as f64 / self.clips.max(1) as f64
     }
 
+    /// Mean over the classes that occur of the share of their clips that were right, 0..=1; `None` where a
+    /// clip may bear several.
+    pub fn mean_class_accuracy(&self) -> Option<f64> {
+        let found: Vec<f64> = self.per_class().into_iter().filter_map(ClassCount::accuracy).collect();
+        (!found.is_empty()).then(|| found.iter().sum::<f64>() / found.len() as f64)
+    }
+
+    /// Scores and labels of all clips, where a clip may bear several classes.
+    pub fn ranking(&self) -> Option<&Ranking> {
+        self.ranking.as_ref()
+    }
+
     /// Number of classes.
     pub fn classes(&self) -> usize {
         self.classes
@@ -136,9 +192,9 @@ impl Tally {
         self.confusion[truth * self.classes + predicted]
     }
 
-    /// Counts of each class.
+    /// Counts of each class; none where a clip may bear several.
     pub fn per_class(&self) -> Vec<ClassCount> {
-        (0..self.classes)
+        (0..if self.confusion.is_empty() { 0 } else { self.classes })
             .map(|c| ClassCount {
                 clips: (0..self.classes).map(|p| self.confusion(c, p)).sum(),
                 correct: self.confusion(c, c),
@@ -168,9 +224,9 @@ pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<i64> {
     Ok(hits.f_int64_value(&[])?)
 }
 
-/// Softmax of `logits` (B, classes) in float64: one row of probabilities for each view.
-pub fn probabilities(logits: &Tensor) -> Result<Vec<Vec<f64>>> {
-    let p = logits.f_to_kind(Kind::Double)?.f_softmax(-1, Kind::Double)?.f_to_device(Device::Cpu)?;
+/// Rows of `scores` (B, classes) in float64.
+pub fn rows(scores: &Tensor) -> Result<Vec<Vec<f64>>> {
+    let p = scores.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?.f_contiguous()?;
     let (rows, classes) = p.size2()?;
     let mut flat = vec![0f64; (rows * classes) as usize];
     let len = flat.len();
@@ -215,9 +271,30 @@ mod tests {
         let sum = a.to_tensor(Device::Cpu).unwrap() + b.to_tensor(Device::Cpu).unwrap();
         let mut merged = a.clone();
         merged.merge(&b).unwrap();
-        assert_eq!(Tally::from_tensor(2, &sum).unwrap(), merged);
+        assert_eq!(a.clone().with_counts(&sum).unwrap(), merged);
         assert_eq!((merged.clips, merged.top1), (3, 2));
-        assert!(Tally::from_tensor(3, &sum).is_err());
+        assert_eq!(merged.mean_class_accuracy(), Some(0.75));
+        assert!(Tally::new(3).with_counts(&sum).is_err());
+    }
+
+    #[test]
+    fn clips_of_several_classes_are_ranked() {
+        let (mut a, mut b) = (Tally::multi_label(3, 3), Tally::multi_label(3, 3));
+        a.count(0, &[0.9, 0.8, 0.1], &[0, 1]).unwrap();
+        a.count(1, &[0.2, 0.6, 0.5], &[]).unwrap();
+        b.count(2, &[0.1, 0.7, 0.3], &[1]).unwrap();
+        let sum = a.to_tensor(Device::Cpu).unwrap() + b.to_tensor(Device::Cpu).unwrap();
+        let all = a.clone().with_counts(&sum).unwrap();
+        a.merge(&b).unwrap();
+        assert_eq!(a, all);
+        assert_eq!((a.clips(), a.top1(), a.ranking().unwrap().mean()), (3, 2.0 / 3.0, Some(1.0)));
+        assert_eq!((a.mean_class_accuracy(), a.per_class()), (None, vec![]));
+        let first = -(0.9f64.ln() + 0.8f64.ln() + 0.9f64.ln()) / 3.0;
+        let mut one = Tally::multi_label(3, 1);
+        one.count(0, &[0.9, 0.8, 0.1], &[0, 1]).unwrap();
+        assert!((one.loss() - first).abs() < 1e-12);
+        assert!(one.count(1, &[0.9, 0.8, 0.1], &[]).is_err() && one.count(0, &[0.5], &[]).is_err());
+        assert!(a.merge(&Tally::new(3)).is_err());
     }
 
     #[test]
@@ -226,11 +303,9 @@ mod tests {
     }
 
     #[test]
-    fn softmax_rows_and_correct_counts() {
+    fn rows_and_correct_counts() {
         let logits = Tensor::from_slice2(&[[0f32, 0.0], [2.0, -1000.0]]);
-        let p = probabilities(&logits).unwrap();
-        assert_eq!(p[0], [0.5, 0.5]);
-        assert_eq!(p[1][0], 1.0);
+        assert_eq!(rows(&logits.transpose(0, 1)).unwrap(), [[0.0, 2.0], [0.0, -1000.0]]);
         assert_eq!(correct(&logits, &Tensor::from_slice(&[1i64, 0])).unwrap(), 1);
     }
 }

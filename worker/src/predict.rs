@@ -1,11 +1,7 @@
 //! What happens in a video: the most probable classes, for the whole and for each clip cut from it.
 
-use crate::{
-    Error, Result,
-    metrics::ranked,
-    report,
-    restore::{Restored, Views},
-};
+use crate::{Error, Result, metrics::ranked, report, restore::Restored};
+use configs::{Test, Views};
 use serde_json::json;
 use shards::format::{ClipIndex, Dataset};
 
@@ -56,8 +52,9 @@ pub fn command(args: PredictArgs) -> Result<()> {
         )));
     }
     let mut scored = vec![];
-    restored.score(&dataset, clips.clone(), args.views, args.batch, |clip| {
-        scored.push((clips[clip.place as usize], clip.probabilities));
+    let test = Test { views: args.views, ..restored.config.data.test_views() };
+    restored.score(&dataset, clips.clone(), &test, args.batch, false, |clip| {
+        scored.push((clips[clip.place as usize], clip.scores));
         Ok(())
     })?;
     let videos = by_source(&dataset, scored);

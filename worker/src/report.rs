@@ -1,6 +1,6 @@
 //! Scores as text for people: bars, accuracy of each class, the confusion matrix.
 
-use crate::metrics::Tally;
+use crate::{metrics::Tally, ranking::Ranking};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -14,10 +14,14 @@ const NAME: usize = 28;
 
 /// Accuracy, the accuracy of each class, and who is taken for whom.
 pub fn tally(tally: &Tally, labels: &[String]) -> String {
+    if let Some(ranking) = tally.ranking() {
+        return several(tally, ranking, labels);
+    }
     let mut text = format!(
-        "top-1 {:6.2} %   top-5 {:6.2} %   loss {:.4}\n\n",
+        "top-1 {:6.2} %   top-5 {:6.2} %   mean class {:6.2} %   loss {:.4}\n\n",
         100.0 * tally.top1(),
         100.0 * tally.top5(),
+        100.0 * tally.mean_class_accuracy().unwrap_or(0.0),
         tally.loss()
     );
     let width = labels.iter().map(|l| l.chars().count()).max().unwrap_or(0).clamp(5, NAME);
@@ -27,6 +31,33 @@ pub fn tally(tally: &Tally, labels: &[String]) -> String {
         matrix(&mut text, tally, labels, width);
     } else {
         confused(&mut text, tally, labels, width);
+    }
+    text
+}
+
+/// For clips of several classes: mean average precision, how often the best guess is one of them, and the
+/// average precision of each class, the worst first where there are many.
+fn several(tally: &Tally, ranking: &Ranking, labels: &[String]) -> String {
+    let mut text = format!(
+        "mAP {:6.2} %   best guess right {:6.2} %   among the best five {:6.2} %   loss {:.4}\n\n",
+        100.0 * ranking.mean().unwrap_or(0.0),
+        100.0 * tally.top1(),
+        100.0 * tally.top5(),
+        tally.loss()
+    );
+    let width = labels.iter().map(|l| l.chars().count()).max().unwrap_or(0).clamp(5, NAME);
+    let all = labels.len() <= WHOLE_MATRIX;
+    let mut found: Vec<(usize, f64)> =
+        ranking.per_class().into_iter().enumerate().filter_map(|(c, ap)| Some((c, ap?))).collect();
+    if !all {
+        found.sort_by(|a, b| a.1.total_cmp(&b.1));
+        found.truncate(LINES);
+    }
+    let title = if all { "class" } else { "worst classes" };
+    let _ = writeln!(text, "{}  average precision", padded(title, width));
+    for (c, ap) in found {
+        let line = format!("{}  {:5.1} %  {}", padded(&labels[c], width), 100.0 * ap, bar(ap));
+        let _ = writeln!(text, "{}", line.trim_end());
     }
     text
 }
@@ -128,7 +159,7 @@ mod tests {
             t.add(&p, label).unwrap();
         }
         let want = "\
-top-1  75.00 %   top-5 100.00 %   loss 0.7430
+top-1  75.00 %   top-5 100.00 %   mean class  75.00 %   loss 0.7430
 
 class      clips   right
 pan left       2  100.0 %  ████████████████████
@@ -156,6 +187,22 @@ confusion: a row is the true class, a column the predicted one
         assert!(text.contains("class 3       2 taken for class 4"), "{text}");
         assert!(text.find("class 3 ").unwrap() < text.find("class 4 ").unwrap(), "the worst first: {text}");
         assert!(!text.contains("class 5"), "{text}");
+    }
+
+    #[test]
+    fn several_classes_a_clip_show_their_average_precision() {
+        let labels = ["run", "sit", "never"].map(String::from);
+        let mut t = Tally::multi_label(3, 2);
+        t.count(0, &[0.9, 0.2, 0.1], &[0, 1]).unwrap();
+        t.count(1, &[0.3, 0.6, 0.2], &[0]).unwrap();
+        let want = "\
+mAP  75.00 %   best guess right  50.00 %   among the best five 100.00 %   loss 0.6939
+
+class  average precision
+run    100.0 %  ████████████████████
+sit     50.0 %  ██████████
+";
+        assert_eq!(tally(&t, &labels), want);
     }
 
     #[test]

@@ -3,20 +3,36 @@
 use crate::{
     Error, Result,
     batch::Normalise,
-    checkpoint::{layout::Header, load},
+    checkpoint::{
+        layout::{self, Header},
+        load,
+    },
     device::Device,
     feed, metrics,
     trainer::autocast,
 };
-use configs::{Config, Precision};
+use configs::{Config, Ensemble, LossKind, Precision, Test};
 use models::Model;
 use shards::{
     format::{ClipIndex, Dataset},
     stream::{EvalPass, Stream, StreamOptions, View},
 };
-use std::{io::IsTerminal, sync::Arc};
-use storage::Location;
+use std::{collections::HashMap, io::IsTerminal, sync::Arc};
+use storage::{Location, sha256_hex};
+use tch::Tensor;
 use tokio::runtime::Runtime;
+
+/// A whole, verified checkpoint whose model is not built yet.
+pub struct Opened {
+    pub header: Header,
+    /// The checkpoint's folder.
+    pub url: String,
+    /// SHA-256 of its manifest, which names every file's: the checkpoint's identity.
+    pub digest: String,
+    pub config: Config,
+    tensors: HashMap<String, Tensor>,
+    runtime: Runtime,
+}
 
 /// A trained model with the settings that it was trained under.
 pub struct Restored {
@@ -30,47 +46,63 @@ pub struct Restored {
     threads: usize,
 }
 
-/// Temporal windows x spatial crops of each clip.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Views {
-    pub clips: u32,
-    pub crops: u32,
-}
-
-/// What the model says of one clip, averaged over its views.
+/// What the model says of one clip.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClipScore {
     /// Place among the clips that were asked for.
     pub place: u32,
-    /// -1: unlabelled.
-    pub label: i64,
-    /// Mean over the views of the softmax.
-    pub probabilities: Vec<f64>,
-    pub views: u32,
+    /// Of each class, over all views: probabilities that sum to 1, or one of each class on its own where a
+    /// clip may bear several.
+    pub scores: Vec<f64>,
+    /// The views' own scores, where they were asked for.
+    pub views: Vec<Vec<f64>>,
 }
 
-impl Restored {
-    /// The newest whole checkpoint of a run, or the one in a `.../step-N` folder. `threads`: for
-    /// computing and for decoding; absent: one a core.
-    pub fn open(checkpoint: &str, device: &str, threads: Option<usize>) -> Result<Self> {
+/// How a model judges.
+pub struct Judge<'a> {
+    pub model: &'a Model,
+    pub normalise: &'a Normalise,
+    pub precision: Precision,
+    /// What it was trained on: softmax after cross-entropy, a sigmoid of each class after binary cross-entropy.
+    pub loss: LossKind,
+    pub ensemble: Ensemble,
+    /// Keep [`ClipScore::views`].
+    pub keep_views: bool,
+}
+
+impl Opened {
+    /// The newest whole checkpoint of a run, or the one in a `.../step-N` folder.
+    pub fn open(checkpoint: &str) -> Result<Self> {
         collective::init()?;
-        collective::keep_pages();
-        let device = match Device::parse(device)? {
-            Device::Cuda(i) => {
-                collective::load_cuda()?;
-                Device::Cuda(i).torch()
-            }
-            cpu => cpu.torch(),
-        };
-        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let threads = threads.unwrap_or(cores).max(1);
-        tch::set_num_threads(threads as i32);
         let runtime =
             Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
         let location = Location::parse(checkpoint)?;
         let loaded = runtime.block_on(load::open(&location, |text| tracing::warn!("{text}")))?;
         let (config, url) = (loaded.config()?, loaded.url.clone());
+        let manifest = Location::parse(&url)?;
+        let digest = sha256_hex(&runtime.block_on(manifest.get(layout::MANIFEST))?);
         let (header, parts) = loaded.into_parts();
+        Ok(Self { header, url, digest, config, tensors: parts.model, runtime })
+    }
+
+    /// Opens a dataset whose labels are the model's.
+    pub fn labelled_dataset(&self, url: &str) -> Result<Arc<Dataset>> {
+        let location = Location::parse(url)?;
+        let dataset = self.runtime.block_on(Dataset::open(&location))?;
+        self.header.check_labels(&self.url, &dataset.manifest.labels)?;
+        Ok(Arc::new(dataset))
+    }
+
+    /// Builds the model. `threads`: for computing and for decoding; absent: one a core.
+    pub fn restore(self, device: Device, threads: Option<usize>) -> Result<Restored> {
+        collective::keep_pages();
+        if let Device::Cuda(_) = device {
+            collective::load_cuda()?;
+        }
+        let device = device.torch();
+        let threads = threads.unwrap_or_else(cores).max(1);
+        tch::set_num_threads(threads as i32);
+        let Self { header, url, config, tensors, runtime, .. } = self;
         let data = &config.data;
         let mut model = Model::new(
             &config.model,
@@ -79,12 +111,20 @@ impl Restored {
             i64::from(data.augment.crop),
             device,
         )?;
-        model.load(parts.model)?;
+        model.load(tensors)?;
         if config.train.channels_last {
             model.to_channels_last()?;
         }
         let normalise = Normalise::new(&config, device);
-        Ok(Self { header, url, config, model, normalise, runtime, threads })
+        Ok(Restored { header, url, config, model, normalise, runtime, threads })
+    }
+}
+
+impl Restored {
+    /// [`Opened::open`] and [`Opened::restore`] on a device like "cpu" or "cuda:0".
+    pub fn open(checkpoint: &str, device: &str, threads: Option<usize>) -> Result<Self> {
+        let device = Device::parse(device)?;
+        Opened::open(checkpoint)?.restore(device, threads)
     }
 
     /// Opens a dataset.
@@ -93,142 +133,147 @@ impl Restored {
         Ok(Arc::new(self.runtime.block_on(Dataset::open(&location))?))
     }
 
-    /// Judges `clips` of `dataset` and hands each clip's score to `each`, in order, with progress on
-    /// stderr. `batch`: views of one forward pass.
+    /// Judges `clips` of `dataset` and hands each clip's score to `each`, in order. `batch`: views of one
+    /// forward pass, which is all that memory grows with: clips are streamed under the job's `data.prefetch`,
+    /// and of a clip's views only the running sum is kept unless `keep_views`.
     pub fn score(
         &self,
         dataset: &Arc<Dataset>,
         clips: Vec<ClipIndex>,
-        views: Views,
+        test: &Test,
         batch: u32,
-        mut each: impl FnMut(ClipScore) -> Result<()>,
+        keep_views: bool,
+        each: impl FnMut(ClipScore) -> Result<()>,
     ) -> Result<()> {
-        let data = &self.config.data;
-        let options = StreamOptions::new(self.runtime.handle().clone(), self.threads, data.prefetch.0);
-        let total = clips.len();
-        let pass = EvalPass {
-            clips,
-            rank: 0,
-            world: 1,
-            batch,
-            clip: feed::clip_spec(&self.config),
-            view: View::Eval {
-                short_side: data.eval.short_side,
-                crop: data.eval.crop,
-                clips: views.clips,
-                crops: views.crops,
-                sampling: feed::test_sampling(&self.config),
-            },
-        };
+        let prefetch = self.config.data.prefetch.0;
+        let options = StreamOptions::new(self.runtime.handle().clone(), self.threads, prefetch);
+        let clip = feed::clip_spec(&self.config);
+        let pass = EvalPass { clips, rank: 0, world: 1, batch, clip, view: view(test) };
         let stream = Stream::eval(dataset.clone(), pass, &options)?;
-        let mut progress = Progress { total, done: 0, shown: None };
-        score(
-            &self.model,
-            stream,
-            &self.normalise,
-            self.config.train.precision,
-            || (),
-            |clip| {
-                progress.one_more();
-                each(clip)
-            },
-        )
+        let judge = Judge {
+            model: &self.model,
+            normalise: &self.normalise,
+            precision: self.config.train.precision,
+            loss: self.config.loss.kind,
+            ensemble: test.ensemble,
+            keep_views,
+        };
+        judge.score(stream, || (), each)
+    }
+
+    /// Runs I/O to its end.
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
     }
 }
 
-/// Runs the model over the stream's views and hands on each clip's mean probabilities once its last
-/// view was seen. `tick` is called after every batch.
-pub fn score(
-    model: &Model,
-    mut stream: Stream,
-    normalise: &Normalise,
-    precision: Precision,
-    mut tick: impl FnMut(),
-    mut each: impl FnMut(ClipScore) -> Result<()>,
-) -> Result<()> {
-    let mut averager = Averager::default();
-    while let Some(batch) = stream.next()? {
-        if batch.labels.is_empty() {
-            continue;
-        }
-        let rows = {
-            let _no_grad = tch::no_grad_guard();
-            let _autocast = autocast(precision, normalise.device)?;
-            metrics::probabilities(&model.forward(&normalise.tensor(&batch)?, false)?)?
-        };
-        for (i, row) in rows.into_iter().enumerate() {
-            if let Some(done) = averager.add(batch.clips[i], batch.labels[i], row)? {
-                each(done)?;
+/// The views of a test.
+pub fn view(test: &Test) -> View {
+    let Test { views, short_side, crop, sampling, .. } = *test;
+    let sampling = feed::test_sampling(sampling);
+    View::Eval { short_side, crop, clips: views.clips, crops: views.crops, sampling }
+}
+
+impl Judge<'_> {
+    /// Runs the model over the stream's views and hands on each clip's score once its last view was seen.
+    /// `tick` is called after every batch.
+    pub fn score(
+        &self,
+        mut stream: Stream,
+        mut tick: impl FnMut(),
+        mut each: impl FnMut(ClipScore) -> Result<()>,
+    ) -> Result<()> {
+        let mut gather = Gather { ensemble: self.ensemble, keep_views: self.keep_views, open: None };
+        while let Some(batch) = stream.next()? {
+            if batch.clips.is_empty() {
+                continue;
             }
+            let rows = metrics::rows(&self.probabilities(&self.normalise.tensor(&batch)?)?)?;
+            for (&place, row) in batch.clips.iter().zip(rows) {
+                if let Some(done) = gather.add(place, row)? {
+                    each(done)?;
+                }
+            }
+            tick();
         }
-        tick();
+        gather.finish().map_or(Ok(()), each)
     }
-    averager.finish().map_or(Ok(()), each)
+
+    /// Scores (B, classes) of clips (B, 3, T, H, W).
+    fn probabilities(&self, clips: &Tensor) -> Result<Tensor> {
+        let _no_grad = tch::no_grad_guard();
+        let _autocast = autocast(self.precision, self.normalise.device)?;
+        Ok(match self.loss {
+            LossKind::CrossEntropy => self.model.probabilities(clips)?,
+            LossKind::Bce => self.model.forward(clips, false)?.f_sigmoid()?,
+        })
+    }
 }
 
 /// Gathers the views of a clip, which come one after another.
-#[derive(Default)]
-struct Averager {
-    open: Option<ClipScore>,
+struct Gather {
+    ensemble: Ensemble,
+    keep_views: bool,
+    /// The clip under way and how many of its views were seen.
+    open: Option<(ClipScore, u32)>,
 }
 
-impl Averager {
+impl Gather {
     /// Adds a view; gives back the clip before if this view begins another.
-    fn add(&mut self, place: u32, label: i64, view: Vec<f64>) -> Result<Option<ClipScore>> {
+    fn add(&mut self, place: u32, view: Vec<f64>) -> Result<Option<ClipScore>> {
         if view.iter().any(|p| !p.is_finite()) {
             return Err(Error::Output { place });
         }
-        if let Some(open) = self.open.as_mut().filter(|o| o.place == place) {
-            open.probabilities.iter_mut().zip(&view).for_each(|(sum, p)| *sum += p);
-            open.views += 1;
+        let kept = self.keep_views.then(|| view.clone());
+        let ensemble = self.ensemble;
+        if let Some((open, seen)) = self.open.as_mut().filter(|(o, _)| o.place == place) {
+            open.scores.iter_mut().zip(&view).for_each(|(all, p)| match ensemble {
+                Ensemble::Mean => *all += p,
+                Ensemble::Max => *all = all.max(*p),
+            });
+            open.views.extend(kept);
+            *seen += 1;
             return Ok(None);
         }
-        let next = ClipScore { place, label, probabilities: view, views: 1 };
-        Ok(self.open.replace(next).map(ClipScore::mean))
+        let done = self.take();
+        self.open = Some((ClipScore { place, scores: view, views: kept.into_iter().collect() }, 1));
+        Ok(done)
     }
 
-    fn finish(self) -> Option<ClipScore> {
-        self.open.map(ClipScore::mean)
-    }
-}
-
-impl ClipScore {
-    fn mean(mut self) -> Self {
-        let views = f64::from(self.views);
-        self.probabilities.iter_mut().for_each(|p| *p /= views);
-        self
-    }
-}
-
-impl std::str::FromStr for Views {
-    type Err = String;
-
-    /// "10x3": ten windows over the clip's time, each in three crops along its long side.
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let pair = text.split_once('x').and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-        match pair {
-            Some((clips @ 1.., crops @ 1..)) => Ok(Self { clips, crops }),
-            _ => Err("write clips x crops, like 10x3".into()),
+    fn take(&mut self) -> Option<ClipScore> {
+        let (mut clip, seen) = self.open.take()?;
+        if self.ensemble == Ensemble::Mean {
+            clip.scores.iter_mut().for_each(|p| *p /= f64::from(seen));
         }
+        Some(clip)
+    }
+
+    fn finish(mut self) -> Option<ClipScore> {
+        self.take()
     }
 }
 
-impl std::fmt::Display for Views {
-    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        write!(f, "{}x{}", self.clips, self.crops)
-    }
+/// Cores of this machine that this process may use.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// One line on stderr that is written over on a terminal; else a line every tenth.
-struct Progress {
+pub struct Progress {
     total: usize,
     done: usize,
     shown: Option<usize>,
 }
 
 impl Progress {
-    fn one_more(&mut self) {
-        self.done += 1;
+    /// Of `total` clips, `done` already.
+    pub fn new(total: usize, done: usize) -> Self {
+        Self { total, done, shown: None }
+    }
+
+    /// `clips` more are done.
+    pub fn advance(&mut self, clips: usize) {
+        self.done += clips;
         let terminal = std::io::stderr().is_terminal();
         let percent = 100 * self.done / self.total.max(1);
         let mark = if terminal { percent } else { percent / 10 };
@@ -249,23 +294,29 @@ impl Progress {
 mod tests {
     use super::*;
 
-    #[test]
-    fn views_of_a_clip_are_averaged_across_batches() {
-        let mut a = Averager::default();
-        assert_eq!(a.add(0, 1, vec![1.0, 0.0]).unwrap(), None);
-        assert_eq!(a.add(0, 1, vec![0.5, 0.5]).unwrap(), None);
-        let first = a.add(1, -1, vec![0.25, 0.75]).unwrap().unwrap();
-        assert_eq!(first, ClipScore { place: 0, label: 1, probabilities: vec![0.75, 0.25], views: 2 });
-        assert_eq!(a.finish().unwrap().probabilities, [0.25, 0.75]);
-        assert!(Averager::default().add(0, 0, vec![f64::NAN]).is_err());
+    fn gather(ensemble: Ensemble, keep_views: bool) -> Gather {
+        Gather { ensemble, keep_views, open: None }
     }
 
     #[test]
-    fn views_are_written_with_an_x() {
-        assert_eq!("10x3".parse(), Ok(Views { clips: 10, crops: 3 }));
-        for bad in ["10", "0x3", "3x0", "x", "10x3x1", "-1x3"] {
-            assert!(bad.parse::<Views>().is_err(), "{bad}");
+    fn views_of_a_clip_are_averaged_across_batches() {
+        let mut g = gather(Ensemble::Mean, false);
+        assert_eq!(g.add(0, vec![1.0, 0.0]).unwrap(), None);
+        assert_eq!(g.add(0, vec![0.5, 0.5]).unwrap(), None);
+        let first = g.add(1, vec![0.25, 0.75]).unwrap().unwrap();
+        assert_eq!(first, ClipScore { place: 0, scores: vec![0.75, 0.25], views: vec![] });
+        assert_eq!(g.finish().unwrap().scores, [0.25, 0.75]);
+        assert!(gather(Ensemble::Mean, false).add(0, vec![f64::NAN]).is_err());
+    }
+
+    #[test]
+    fn the_largest_of_the_views_and_the_views_themselves() {
+        let mut g = gather(Ensemble::Max, true);
+        for view in [vec![0.9, 0.1], vec![0.2, 0.4], vec![0.3, 0.3]] {
+            assert_eq!(g.add(7, view).unwrap(), None);
         }
-        assert_eq!(Views { clips: 4, crops: 3 }.to_string(), "4x3");
+        let clip = g.finish().unwrap();
+        assert_eq!(clip.scores, [0.9, 0.4]);
+        assert_eq!(clip.views, [[0.9, 0.1], [0.2, 0.4], [0.3, 0.3]]);
     }
 }

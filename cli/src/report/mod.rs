@@ -26,7 +26,7 @@ pub struct Args {
     /// The dataset, for the pictures
     #[arg(long, value_name = "URL")]
     data: String,
-    /// What `marey eval --out` wrote
+    /// The eval.json in the folder that `marey eval --out` was given
     #[arg(long, value_name = "FILE")]
     eval: PathBuf,
     /// The page to write
@@ -41,7 +41,7 @@ pub enum Error {
     Storage(#[from] storage::Error),
     #[error("read the metrics of {url}: {why}")]
     Metrics { url: String, why: String },
-    #[error("read {}: {why}; write it with `marey eval ... --out FILE`", path.display())]
+    #[error("read {}: {why}; write it with `marey eval ... --out DIR`", path.display())]
     Eval { path: PathBuf, why: String },
     #[error("draw the clip {clip} of {data}: marey-shards ended with {status}; its words are above")]
     Draw { clip: String, data: String, status: std::process::ExitStatus },
@@ -72,7 +72,7 @@ pub(crate) struct Eval {
     top5: f64,
     loss: f64,
     labels: Vec<String>,
-    /// True class x predicted class.
+    /// True class x predicted class; empty where clips bear several.
     confusion: Vec<Vec<u64>>,
     predictions: Vec<Prediction>,
 }
@@ -131,7 +131,8 @@ fn read_eval(path: &Path) -> Result<Eval, Error> {
     let text = std::fs::read(path).map_err(|e| bad(e.to_string()))?;
     let eval: Eval = serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
     let n = eval.labels.len();
-    if eval.confusion.len() != n || eval.confusion.iter().any(|row| row.len() != n) {
+    let some = !eval.confusion.is_empty();
+    if some && (eval.confusion.len() != n || eval.confusion.iter().any(|row| row.len() != n)) {
         return Err(bad(format!("its confusion matrix is not {n} by {n}")));
     }
     Ok(eval)

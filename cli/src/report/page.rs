@@ -20,14 +20,16 @@ pub(crate) fn html(run: &str, data: &str, history: &History, eval: &Eval, pictur
     tiles(&mut out, history, eval);
     curves(&mut out, history);
     clips(&mut out, eval, pictures);
-    let _ = write!(
-        out,
-        "<section><h2>Confusion matrix</h2><p>Rows are the true classes, columns the predictions; {} clips of {}, {} views each.</p>{}</section>",
-        eval.clips,
-        escape(&eval.split),
-        eval.views.clips * eval.views.crops,
-        heat_map(&eval.labels, &eval.confusion)
-    );
+    if !eval.confusion.is_empty() {
+        let _ = write!(
+            out,
+            "<section><h2>Confusion matrix</h2><p>Rows are the true classes, columns the predictions; {} clips of {}, {} views each.</p>{}</section>",
+            eval.clips,
+            escape(&eval.split),
+            eval.views.clips * eval.views.crops,
+            heat_map(&eval.labels, &eval.confusion)
+        );
+    }
     facts(&mut out, run, data, history, eval);
     out + "</main></body></html>\n"
 }

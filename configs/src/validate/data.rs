@@ -39,6 +39,10 @@ impl Rules<'_> {
             }
         }
         self.augment(a)?;
+        if let Some(n) = d.nominal {
+            self.positive("data.nominal.clips", n.clips as f64)?;
+            self.positive("data.nominal.classes", n.classes.into())?;
+        }
         self.views("eval", d.eval.short_side, d.eval.crop)?;
         d.test.as_ref().map_or(Ok(()), |t| self.views("test", t.short_side, t.crop))
     }

@@ -107,6 +107,8 @@ pub struct EvalReport {
     pub top5: f64,
     pub clips: u64,
     pub seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mean_average_precision: Option<f64>,
 }
 
 /// One file of a checkpoint.

@@ -1,8 +1,9 @@
 //! Between epochs: precise batch norm, and accuracy on the evaluation split.
 
 use super::{generation::Generation, now};
-use crate::{Result, checkpoint::layout::Place, ema::Ema, evaluate, metrics::Tally};
+use crate::{Result, checkpoint::layout::Place, ema::Ema, evaluate, metrics::Tally, restore::Judge};
 use collective::{ReduceOp, foreach_copy};
+use configs::Ensemble;
 use proto::v1::{self, worker_message::Kind as Message};
 use tch::{Kind, Tensor};
 
@@ -35,6 +36,7 @@ impl Generation<'_> {
                 top1: tally.top1(),
                 top5: tally.top5(),
                 clips: tally.clips(),
+                mean_average_precision: tally.ranking().and_then(|r| r.mean()),
                 seconds: began.elapsed().as_secs_f64(),
             }));
         }
@@ -52,8 +54,17 @@ impl Generation<'_> {
         }
         let Some(stream) = self.job.feed().eval(&self.at)? else { return Ok(None) };
         let progress = self.session.progress().clone();
-        let model = &self.state.model;
-        let tally = evaluate::run(model, stream, &self.normalise, config.precision, || progress.tick())?;
+        let (data, loss) = (&self.job.config.data, self.job.config.loss.kind);
+        let split = evaluate::Split::new(&self.job.dataset, &data.eval_split, loss)?;
+        let judge = Judge {
+            model: &self.state.model,
+            normalise: &self.normalise,
+            precision: config.precision,
+            loss,
+            ensemble: Ensemble::Mean,
+            keep_views: false,
+        };
+        let tally = evaluate::run(&judge, stream, &split, || progress.tick())?;
         drop(averaged);
         tally.all_reduce(&self.group, self.job.options.device.torch()).map(Some)
     }

@@ -100,13 +100,14 @@ pub fn run(long: bool) -> Result<()> {
         "Each validation clip is seen through several views (windows in time and crops in space), whose\n\
          probabilities are averaged. Then one new video, which is in no set, is named.",
     );
-    let eval = dir.join("eval.json");
+    let eval = dir.join("eval");
     demo.marey(
         &server,
         &["eval", "--checkpoint", RUN, "--data", DATA, "--views", "4x3", "--out", &show(&eval)],
     )?;
     println!("The new video shows the motion {UNSEEN}. What does the model say?");
     demo.marey(&server, &["predict", "--checkpoint", RUN, &show(&unseen), "--short-side", &side])?;
+    let eval = eval.join("eval.json");
     let report = crate::root().join("demo/report.html");
     let args = ["report", "--run", RUN, "--data", DATA, "--eval", &show(&eval), "--out", &show(&report)];
     demo.marey(&server, &args)?;

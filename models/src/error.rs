@@ -29,9 +29,10 @@ pub enum Error {
     /// A reference file for the parity check lacks something.
     #[error("compare with the reference: {0}")]
     Reference(String),
-    /// A synchronised batch norm could not reach the other ranks. `peer`: through no fault of this one.
+    /// What the caller lent the network ([`crate::Exchange`], [`crate::Recompute`]) failed. `peer`: through no
+    /// fault of this rank.
     #[error("{why}")]
-    Exchange { why: String, peer: bool },
+    Lent { why: String, peer: bool },
     /// libtorch refused something else.
     #[error("{doing}: {why}")]
     Torch { doing: String, why: String },
@@ -43,7 +44,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// True where the user must change a file or an argument: exit status 2.
     pub fn is_usage(&self) -> bool {
-        !matches!(self, Error::Torch { .. } | Error::Layer { .. } | Error::Exchange { .. })
+        !matches!(self, Error::Torch { .. } | Error::Layer { .. } | Error::Lent { .. })
     }
 
     pub(crate) fn config(key: &'static str, why: impl Into<String>) -> Self {

@@ -31,6 +31,18 @@ fn accumulated_gradients_are_those_of_the_whole_batch() {
     same(&whole, &train(&f, SWIN, 2, "parts2", &["train.micro_batch=3"]), 1e-5);
 }
 
+#[test]
+fn activations_computed_again_give_the_same_losses() {
+    let f = Fixture::new();
+    let dropped = ["model.drop_path=0.3", "train.precision=bf16"];
+    let kept = train(&f, SWIN, 2, "kept", &dropped);
+    same(
+        &kept,
+        &train(&f, SWIN, 2, "again", &[&dropped[..], &["train.checkpoint_activations=true"]].concat()),
+        0.0,
+    );
+}
+
 /// Batch statistics over the group: three workers have 3, 3 and 2 of 8 lanes, and the last batch of 60 clips
 /// leaves 2, 1 and 1.
 #[test]

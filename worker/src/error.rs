@@ -60,7 +60,7 @@ impl Error {
         match self {
             Error::GenerationOver { .. } => true,
             Error::Collective(e) => e.is_peer(),
-            Error::Model(models::Error::Exchange { peer, .. }) => *peer,
+            Error::Model(models::Error::Lent { peer, .. }) => *peer,
             _ => false,
         }
     }

@@ -49,16 +49,19 @@ pub fn command(args: TwinArgs) -> Result<()> {
     while let Some(batch) = stream.next()? {
         let step = rates.len();
         let shape = batch.shape.map(|n| n as i64);
-        tensors.push((
-            format!("frames.{step}"),
-            Tensor::f_from_data_size(&batch.frames, &shape, Kind::Uint8)?,
-        ));
+        tensors
+            .push((format!("frames.{step}"), Tensor::f_from_data_size(&batch.frames, &shape, Kind::Uint8)?));
         tensors.push((format!("labels.{step}"), Tensor::f_from_slice(&batch.labels)?));
         rates.push(schedule::lr_of_step(&config, step as f64 / plan.steps_per_epoch() as f64));
     }
     tensors.push(("lr".into(), Tensor::f_from_slice(&rates)?));
     let io = |source| Error::Io { path: args.out.display().to_string(), source };
     std::fs::write(&args.out, safetensors(&tensors)?.concat()).map_err(io)?;
-    println!("wrote {} batches and {} weights to {}", rates.len(), state.parameters().len(), args.out.display());
+    println!(
+        "wrote {} batches and {} weights to {}",
+        rates.len(),
+        state.parameters().len(),
+        args.out.display()
+    );
     Ok(())
 }

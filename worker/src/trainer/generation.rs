@@ -18,7 +18,7 @@ use crate::{
 };
 use collective::{Backend, Group, RankSum, Reducer, ReducerOptions, Store};
 use configs::BatchNorm;
-use models::{Exchange, NormMode};
+use models::{Exchange, NormMode, Recompute};
 use proto::v1::{self, worker_message::Kind as Message};
 use shards::stream::Batch;
 use std::{
@@ -77,6 +77,9 @@ impl<'a> Generation<'a> {
         let mut state = State::new(&job.config, &job.dataset.manifest.labels, device)?;
         let position = restore(job, session, &at, &group, &mut state)?;
         state.model.set_norm_mode(norm_mode(job.config.train.batch_norm, &group));
+        if job.config.train.checkpoint_activations {
+            state.model.set_recompute(Some(Arc::new(ComputedAgain)));
+        }
         let params: Vec<Tensor> = state.parameters();
         let reducer = Reducer::new(&params, &group, ReducerOptions::default())?;
         let guard = Guard::new(&state)?;
@@ -228,13 +231,25 @@ fn norm_mode(choice: BatchNorm, group: &Group) -> NormMode {
     }
 }
 
+/// Activation checkpointing by libtorch's autograd.
+#[derive(Debug)]
+struct ComputedAgain;
+
+impl Recompute for ComputedAgain {
+    fn run(&self, block: Arc<models::BlockFn>, x: &Tensor) -> models::Result<Tensor> {
+        let again = Arc::new(move |x: &Tensor| block(x).map_err(|e| e.to_string()));
+        collective::recompute(again, x)
+            .map_err(|e| models::Error::Lent { why: e.to_string(), peer: e.is_peer() })
+    }
+}
+
 /// What synchronised batch norms exchange goes over the group of the generation.
 #[derive(Debug)]
 struct OverRanks(RankSum);
 
 impl Exchange for OverRanks {
     fn sum(&self, x: &Tensor) -> models::Result<Tensor> {
-        self.0.sum(x).map_err(|e| models::Error::Exchange { why: e.to_string(), peer: e.is_peer() })
+        self.0.sum(x).map_err(|e| models::Error::Lent { why: e.to_string(), peer: e.is_peer() })
     }
 }
 

@@ -37,13 +37,8 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), required_unless_present = "dry_run")]
     workers: Option<u32>,
     /// Where checkpoints and metrics go, and from where an earlier start goes on: s3://bucket/prefix, file:///path or a path
-    #[arg(
-        long,
-        value_name = "URL",
-        required_unless_present = "dry_run",
-        default_value_if("dry_run", "true", Some(""))
-    )]
-    run: String,
+    #[arg(long, value_name = "URL", required_unless_present = "dry_run")]
+    run: Option<String>,
     /// Override one key, e.g. --set train.epochs=10
     #[arg(long = "set", value_name = "KEY=VALUE")]
     overrides: Vec<String>,
@@ -152,7 +147,12 @@ async fn train(
         return Err(Error::Io { path: "the signals".into(), source: std::io::Error::last_os_error() });
     };
     let mut told = vec!["--die-with-parent".to_string()];
-    told.extend(["--listen".into(), args.listen.to_string(), "--run".into(), args.run.clone()]);
+    told.extend([
+        "--listen".into(),
+        args.listen.to_string(),
+        "--run".into(),
+        args.run.clone().unwrap_or_default(),
+    ]);
     told.extend(["--config".into(), args.config.display().to_string()]);
     told.extend(overrides.iter().flat_map(|o| ["--set".to_string(), o.clone()]));
     let mut coordinator = Child::start("coordinator", coordinator, &told, logs, Some(Stdio::piped()))?;

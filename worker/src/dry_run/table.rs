@@ -17,7 +17,7 @@ pub fn text(run: &DryRun, config: &str) -> String {
     let (least, most) = (run.lanes_per_worker.iter().min(), run.lanes_per_worker.iter().max());
     let lanes = match (least, most) {
         (Some(a), Some(b)) if a != b => format!("{a} or {b} lanes each"),
-        (Some(a), _) => format!("{a} lanes each"),
+        (Some(a), _) => format!("{a} lane{} each", if *a == 1 { "" } else { "s" }),
         _ => String::new(),
     };
     let passes = if run.passes > 1 { format!(" in {} passes", run.passes) } else { String::new() };

@@ -59,37 +59,52 @@ pub fn presets(name: &str) -> Result<configs::Model> {
 
 /// Every named network.
 pub const PRESETS: &[Preset] = &[
-    Preset {
-        recipe: Some("slowfast_4x16_r50_k400.toml"),
-        ..slowfast("slowfast_4x16_r50", "PySlowFast", 32, || slowfast_r50(8, 5))
-    },
-    Preset {
-        recipe: Some("slowfast_8x8_r50_k400.toml"),
-        ..slowfast("slowfast_r50", PYTORCHVIDEO, 32, || slowfast_r50(4, 7))
-    },
-    slowfast("slowfast_r101", PYTORCHVIDEO, 32, || slowfast_r101(None, None)),
-    slowfast("slowfast_r101_50_50", "PySlowFast", 32, || slowfast_r101(FIFTY, None)),
-    slowfast("slowfast_16x8_r101", PYTORCHVIDEO, 64, || slowfast_r101(None, None)),
-    slowfast("slowfast_16x8_r101_50_50", PYTORCHVIDEO, 64, || slowfast_r101(FIFTY, None)),
-    slowfast("slowfast_16x8_r101_nl", "PySlowFast", 64, || {
+    slowfast("slowfast_4x16_r50", Some("slowfast_4x16_r50_k400.toml"), "PySlowFast", 32, || {
+        slowfast_r50(8, 5)
+    }),
+    slowfast("slowfast_r50", Some("slowfast_8x8_r50_k400.toml"), PYTORCHVIDEO, 32, || slowfast_r50(4, 7)),
+    slowfast("slowfast_r101", None, PYTORCHVIDEO, 32, || slowfast_r101(None, None)),
+    slowfast("slowfast_r101_50_50", Some("slowfast_8x8_r101_k400.toml"), "PySlowFast", 32, || {
+        slowfast_r101(FIFTY, None)
+    }),
+    slowfast("slowfast_16x8_r101", None, PYTORCHVIDEO, 64, || slowfast_r101(None, None)),
+    slowfast("slowfast_16x8_r101_50_50", Some("slowfast_16x8_r101_k400.toml"), PYTORCHVIDEO, 64, || {
+        slowfast_r101(FIFTY, None)
+    }),
+    slowfast("slowfast_16x8_r101_nl", Some("slowfast_16x8_r101_nl_k400.toml"), "PySlowFast", 64, || {
         let locations = [vec![], vec![], vec![6, 13, 20], vec![]];
         slowfast_r101(FIFTY, Some(non_local(locations, NonLocalKind::DotProduct)))
     }),
-    slowfast("slow_4x16_r50", "PySlowFast", 4, || resnet_r50(ResNet3dKind::Slow, None)),
-    slowfast("slow_r50", PYTORCHVIDEO, 8, || resnet_r50(ResNet3dKind::Slow, None)),
-    slowfast("i3d_r50", PYTORCHVIDEO, 8, || resnet_r50(ResNet3dKind::I3d, None)),
-    slowfast("i3d_nln_r50", "PySlowFast", 8, || resnet_r50(ResNet3dKind::I3d, Some(five_blocks()))),
-    slowfast("c2d_r50", PYTORCHVIDEO, 8, || resnet_r50(ResNet3dKind::C2d, None)),
-    slowfast("c2d_nln_r50", "PySlowFast", 8, || resnet_r50(ResNet3dKind::C2d, Some(five_blocks()))),
-    Preset {
-        recipe: Some("swin3d_t_k400.toml"),
-        ..swin("swin3d_t", TORCHVISION, 224, || video_swin(96, 6, [8, 7, 7], 0.1))
-    },
-    swin("swin3d_s", TORCHVISION, 224, || video_swin(96, 18, [8, 7, 7], 0.1)),
-    swin("swin3d_b", TORCHVISION, 224, || video_swin(128, 18, [8, 7, 7], 0.1)),
-    swin("swin3d_b_16x7x7", "Video-Swin-Transformer", 224, || video_swin(128, 18, [16, 7, 7], 0.4)),
-    swin("swin3d_l", "Video-Swin-Transformer", 224, || video_swin(192, 18, [8, 7, 7], 0.4)),
-    swin("swin3d_l_384", "Video-Swin-Transformer", 384, || video_swin(192, 18, [8, 12, 12], 0.4)),
+    slowfast("slow_4x16_r50", Some("slow_4x16_r50_k400.toml"), "PySlowFast", 4, || {
+        resnet_r50(ResNet3dKind::Slow, None)
+    }),
+    slowfast("slow_r50", Some("slow_8x8_r50_k400.toml"), PYTORCHVIDEO, 8, || {
+        resnet_r50(ResNet3dKind::Slow, None)
+    }),
+    slowfast("i3d_r50", Some("i3d_8x8_r50_k400.toml"), PYTORCHVIDEO, 8, || {
+        resnet_r50(ResNet3dKind::I3d, None)
+    }),
+    slowfast("i3d_nln_r50", Some("i3d_nl_8x8_r50_k400.toml"), "PySlowFast", 8, || {
+        resnet_r50(ResNet3dKind::I3d, Some(five_blocks()))
+    }),
+    slowfast("c2d_r50", Some("c2d_8x8_r50_k400.toml"), PYTORCHVIDEO, 8, || {
+        resnet_r50(ResNet3dKind::C2d, None)
+    }),
+    slowfast("c2d_nln_r50", Some("c2d_nl_8x8_r50_k400.toml"), "PySlowFast", 8, || {
+        resnet_r50(ResNet3dKind::C2d, Some(five_blocks()))
+    }),
+    swin("swin3d_t", Some("swin3d_t_k400.toml"), TORCHVISION, 224, || video_swin(96, 6, [8, 7, 7], 0.1)),
+    swin("swin3d_s", Some("swin3d_s_k400.toml"), TORCHVISION, 224, || video_swin(96, 18, [8, 7, 7], 0.1)),
+    swin("swin3d_b", Some("swin3d_b_k400.toml"), TORCHVISION, 224, || video_swin(128, 18, [8, 7, 7], 0.1)),
+    swin("swin3d_b_16x7x7", Some("swin3d_b_ssv2.toml"), "Video-Swin-Transformer", 224, || {
+        video_swin(128, 18, [16, 7, 7], 0.4)
+    }),
+    swin("swin3d_l", Some("swin3d_l_22k_k400.toml"), "Video-Swin-Transformer", 224, || {
+        video_swin(192, 18, [8, 7, 7], 0.4)
+    }),
+    swin("swin3d_l_384", Some("swin3d_l_384_22k_k400.toml"), "Video-Swin-Transformer", 384, || {
+        video_swin(192, 18, [8, 12, 12], 0.4)
+    }),
 ];
 
 const PYTORCHVIDEO: &str = "pytorchvideo";
@@ -101,21 +116,23 @@ const FIFTY: Option<[u32; 4]> = Some([3, 4, 6, 3]);
 /// Trained on 224 pixels, tested on 256.
 const fn slowfast(
     name: &'static str,
+    recipe: Option<&'static str>,
     reference: &'static str,
     frames: i64,
     config: fn() -> configs::Model,
 ) -> Preset {
-    Preset { name, config, frames, crop: 224, test_crop: 256, reference, recipe: None }
+    Preset { name, config, frames, crop: 224, test_crop: 256, reference, recipe }
 }
 
 /// Trained and tested on 32 frames of the same size.
 const fn swin(
     name: &'static str,
+    recipe: Option<&'static str>,
     reference: &'static str,
     crop: i64,
     config: fn() -> configs::Model,
 ) -> Preset {
-    Preset { name, config, frames: 32, crop, test_crop: crop, reference, recipe: None }
+    Preset { name, config, frames: 32, crop, test_crop: crop, reference, recipe }
 }
 
 fn slowfast_r50(alpha: u32, fusion_kernel: u32) -> configs::Model {

@@ -26,7 +26,7 @@ struct Plan {
     val: usize,
 }
 
-/// Runs the demo; `long` takes twice the clips and twice the epochs.
+/// Runs the demo; `long` takes twice the clips and more epochs.
 pub fn run(long: bool) -> Result<()> {
     let plan = if long {
         Plan { recipe: "configs/demo_long.toml", train: 7680, val: 480 }
@@ -103,7 +103,7 @@ pub fn run(long: bool) -> Result<()> {
     let eval = dir.join("eval");
     demo.marey(
         &server,
-        &["eval", "--checkpoint", RUN, "--data", DATA, "--views", "4x3", "--out", &show(&eval)],
+        &["eval", "--checkpoint", RUN, "--data", DATA, "--views", "2x3", "--out", &show(&eval)],
     )?;
     println!("The new video shows the motion {UNSEEN}. What does the model say?");
     demo.marey(&server, &["predict", "--checkpoint", RUN, &show(&unseen), "--short-side", &side])?;

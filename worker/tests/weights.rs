@@ -5,7 +5,7 @@ use models::Model;
 use serde_json::Value;
 use std::{
     collections::HashMap,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
 };
 use storage::Location;
@@ -198,7 +198,7 @@ fn recipe(folder: &Path, model: &str) -> String {
 }
 
 /// The model in a run's newest checkpoint.
-fn restore(run: &PathBuf) -> Model {
+fn restore(run: &Path) -> Model {
     let location = Location::parse(text(run)).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let loaded = runtime.block_on(load::open(&location, |text| panic!("{text}"))).unwrap();

@@ -98,7 +98,12 @@ struct Recompute : Function<Recompute> {
     {
       struct Restore {
         Surroundings before;
-        ~Restore() { before.apply(); }
+        explicit Restore(Surroundings s) : before(std::move(s)) { at::autocast::increment_nesting(); }
+        ~Restore() {
+          // As at the end of an autocast block: copies of the weights are stale after the next step.
+          if (at::autocast::decrement_nesting() == 0) at::autocast::clear_cache();
+          before.apply();
+        }
       } restore{Surroundings::now(x.device())};
       memory->then.apply();
       at::AutoGradMode grad(true);

@@ -1,4 +1,5 @@
 //! Every recipe beside this crate parses, says what its name says, and is listed in docs/recipes.md.
+#![allow(clippy::unwrap_used)] // helpers outside #[test] functions
 
 use configs::{BatchNorm, Config, Ensemble, LossKind, Model, NonLocalKind, Optimizer, TestSampling};
 use std::{

@@ -42,7 +42,7 @@ pub fn targets(
                 return Err(bad(view, "it has no label; give it one, or put it into another split".into()));
             }
             LossKind::CrossEntropy => &labels[..1],
-            LossKind::Bce => &labels[..],
+            LossKind::Bce => labels,
         };
         for &label in shown {
             let class = usize::try_from(label).ok().filter(|c| *c < width);

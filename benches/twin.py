@@ -71,7 +71,7 @@ def main():
     ours, rates = losses_of(a.run), data["lr"].tolist()
     weights = {k[2:]: v for k, v in data.items() if k.startswith("w.")}
     _, frames, crop, _, _ = data["frames.0"].shape
-    classes = [v for k, v in weights.items() if k.endswith(("proj.weight", "head.weight"))][-1].shape[0]
+    classes = weights["head.bias" if a.model.startswith("swin") else "blocks.6.proj.bias"].shape[0]
     model = {"slowfast_r50": slowfast_r50, "swin3d_t": swin3d_t}[a.model](frames, crop, classes)
     model.load_state_dict(weights, strict=True)
     model.train()

@@ -18,12 +18,14 @@ pub mod ingest;
 pub mod inspect;
 pub mod ledger;
 pub mod plan;
+pub mod publish;
 pub mod random;
 pub mod reader;
 pub mod sampling;
 pub mod stream;
 #[cfg(test)]
 mod testing;
+pub mod tools;
 pub mod verify;
 pub mod writer;
 

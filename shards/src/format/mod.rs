@@ -11,7 +11,9 @@ mod clip;
 mod index;
 mod manifest;
 
-pub use clip::{Payload, PayloadBuilder, RUN_FRAMES, crc32c, run_count, run_frames, split_jpegs, split_run};
+pub use clip::{
+    Payload, PayloadBuilder, RUN_FRAMES, crc32c, jpeg_length, run_count, run_frames, split_jpegs, split_run,
+};
 pub use index::{ClipMeta, decode_index, encode_index, index_schema};
 pub use manifest::{Codec, DataFile, FORMAT, Manifest, ObjectRef, Totals, VERSION};
 

@@ -27,6 +27,9 @@ pub const INDEX_KEY: &str = "index.parquet";
 /// Key of the ledger.
 pub const LEDGER_KEY: &str = "ledger.parquet";
 
+/// Key of what an unfinished ingest claims its destination with.
+pub const CLAIM_KEY: &str = "ingest/plan.json";
+
 /// Position of a clip in [`Dataset::clips`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClipIndex(pub u32);

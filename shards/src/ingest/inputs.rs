@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     Error, Result,
+    error::told,
     ledger::{Action, LedgerEntry},
 };
 use std::{
@@ -122,8 +123,6 @@ const ENDINGS: [&str; 31] = [
     "m4v", "mjpeg", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf", "ogv", "rm", "ts", "vob", "webm",
     "wmv", "y4m", "rmvb",
 ];
-/// Of many like mistakes, this many are told.
-const TOLD: usize = 3;
 
 impl Sources {
     /// Finds every input, sorted by source and cut.
@@ -141,16 +140,14 @@ impl Sources {
             return Err(Error::Usage(format!("use --fold {}: it must be 1, 2 or 3", self.fold)));
         }
         let files = self.files()?;
-        if files.is_empty() {
+        // Labels may name files of other endings.
+        if files.is_empty() && self.labels.is_none() {
             let what = match self.images_fps {
                 None => "file that ends in .mp4, .mkv, .webm, .avi, .mov or the like",
                 Some(_) => "folder with images that end in .jpg, .jpeg or .png",
             };
-            let text = format!("find videos in {}: it holds no {what}", self.videos.display());
-            // Labels may name files of other endings.
-            if self.labels.is_none() {
-                return Err(Error::Usage(text));
-            }
+            let folder = self.videos.display();
+            return Err(Error::Usage(format!("find videos in {folder}: it holds no {what}")));
         }
         let layout = match (&self.labels, self.layout) {
             (Some(labels), None) => Some(Layout::detect(labels)?),
@@ -375,15 +372,6 @@ fn source_of(path: &Path, root: &Path) -> String {
 fn nearest(source: &str, files: &BTreeMap<String, File>) -> String {
     let best = files.keys().map(|f| (strsim::jaro_winkler(source, f), f)).max_by(|a, b| a.0.total_cmp(&b.0));
     best.filter(|(score, _)| *score > 0.7).map_or(String::new(), |(_, f)| format!(" (the nearest is {f})"))
-}
-
-/// The first few of many like mistakes.
-pub fn told(problems: &[String]) -> String {
-    let shown = problems.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
-    match problems.len().saturating_sub(TOLD) {
-        0 => shown,
-        more => format!("{shown}; and {more} more"),
-    }
 }
 
 fn io(path: &Path, source: std::io::Error) -> Error {

@@ -11,7 +11,7 @@
 use super::{Found, Options};
 use crate::{
     Error, Result,
-    format::{ClipMeta, Codec, DataFile, decode_index, encode_index},
+    format::{CLAIM_KEY, ClipMeta, Codec, DataFile, decode_index, encode_index},
     ledger::LedgerEntry,
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -20,7 +20,6 @@ use std::{fmt, ops::Range, str::FromStr};
 use storage::{Location, PutOutcome, hex, sha256_hex};
 
 const FOLDER: &str = "ingest";
-const CLAIM_KEY: &str = "ingest/plan.json";
 /// Raised where the same options give other bytes than before: an older half-finished ingest is not continued.
 const REVISION: u32 = 2;
 /// More parts than this are taken for a mistake.
@@ -195,6 +194,9 @@ impl Plan {
 
     /// What distinguishes another plan from this one, in words.
     pub fn difference(&self, other: &Plan) -> String {
+        if self.revision != other.revision {
+            return format!("an ingest of revision {} wrote it, this is {}", other.revision, self.revision);
+        }
         if let (Some(ours), Some(theirs)) = (self.options.as_object(), other.options.as_object()) {
             let changed = |k: &&String| ours.get(*k) != theirs.get(*k);
             if let Some(key) = ours.keys().chain(theirs.keys()).find(changed) {
@@ -205,10 +207,7 @@ impl Plan {
         if self.inputs != other.inputs {
             return format!("it had {} inputs, now {}", other.inputs, self.inputs);
         }
-        if self.inputs_sha256 != other.inputs_sha256 {
-            return "its videos or labels were others".into();
-        }
-        format!("its revision was {}, now {}", other.revision, self.revision)
+        "its videos or labels were others".into()
     }
 }
 

@@ -81,17 +81,19 @@ impl<'a> Sink<'a> {
         Ok(())
     }
 
-    /// Ends the last file, waits for all uploads, and ends the part's log.
+    /// Ends the last file, waits for all uploads, and ends the part's log. False where the part was overtaken.
     ///
     /// # Errors
     /// As [`take`](Self::take).
     pub fn close(mut self, end: Position) -> Result<bool> {
-        let ended = (|| {
-            if !self.writer.is_empty() {
-                self.end_file(end)?;
-            }
-            self.settle()
-        })();
+        // What an overtaken part still holds must not be recorded: its place is not known.
+        let mut ended = Ok(());
+        if !self.overtaken {
+            ended = match self.writer.is_empty() {
+                true => self.settle(),
+                false => self.end_file(end).and_then(|()| self.settle()),
+            };
+        }
         if self.overtaken {
             return Ok(false);
         }
@@ -129,5 +131,48 @@ impl<'a> Sink<'a> {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{format::PayloadBuilder, ingest::NewClip};
+
+    fn clip(piece: u32, level: u8) -> Event {
+        let mut payload = PayloadBuilder::default();
+        payload.push(&[level; 100]);
+        let meta = ClipMeta { clip_id: format!("clip{piece}"), width: 10, height: 10, ..ClipMeta::default() };
+        Event::Clip(0, Box::new(NewClip { piece, meta, payload: payload.finish() }))
+    }
+
+    #[test]
+    fn of_two_machines_that_differ_the_first_record_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = Location::parse(folder.path().to_str().unwrap()).unwrap();
+        let runtime = Runtime::new().unwrap();
+        let resume = || Sink::resume(&runtime, &out, Part::WHOLE, "data/x", &[]).unwrap();
+        let (mut fast, mut slow) = (resume(), resume());
+        // One clip a file. The slow machine's decoder is of another mind about the pixels.
+        for piece in 0..3 {
+            fast.take(clip(piece, 1), 1).unwrap();
+        }
+        slow.take(clip(0, 2), 1).unwrap();
+        slow.take(clip(1, 2), 1).unwrap();
+        assert!(fast.close(Position { input: 1, piece: 0 }).unwrap());
+        assert!(!slow.close(Position { input: 1, piece: 0 }).unwrap(), "it must begin again");
+        let again = resume();
+        assert_eq!((again.begun, again.next), (3, Position { input: 1, piece: 0 }));
+        for n in 0..3 {
+            let record = runtime.block_on(Record::get(&out, Part::WHOLE, n)).unwrap().unwrap();
+            let file = runtime.block_on(out.get(&record.file.key)).unwrap();
+            assert_eq!(storage::sha256_hex(&file), record.file.sha256);
+        }
+        // One that is of the same mind does not even notice.
+        let mut same = Sink { begun: 0, next: Position::default(), ..resume() };
+        same.take(clip(0, 1), 1).unwrap();
+        same.take(clip(1, 1), 1).unwrap();
+        same.settle().unwrap();
+        assert!(!same.overtaken);
     }
 }

@@ -1,8 +1,9 @@
 //! `marey dataset merge`: several datasets of one codec as one.
 
-use super::{Opened, check_vacant, told};
+use super::{Opened, check_vacant};
 use crate::{
     Error, Result,
+    error::told,
     format::{ClipMeta, Codec, Manifest},
     publish::{Contents, publish},
 };

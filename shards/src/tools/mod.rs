@@ -17,7 +17,7 @@ pub use stats::{Stats, stats};
 
 use crate::{
     Error, Result,
-    format::{ClipIndex, ClipMeta, DataFile, Dataset, MANIFEST_KEY},
+    format::{CLAIM_KEY, ClipIndex, ClipMeta, DataFile, Dataset, MANIFEST_KEY},
     ledger::{LedgerEntry, decode_ledger},
 };
 use futures::{StreamExt, TryStreamExt, stream};
@@ -26,8 +26,6 @@ use storage::Location;
 
 /// Copies under way at once.
 const COPIES: usize = 16;
-/// Of many like mistakes, this many are told.
-const TOLD: usize = 3;
 
 /// A dataset with all that is written anew.
 struct Opened {
@@ -83,7 +81,7 @@ impl Opened {
 
 /// Refuses a destination that holds a dataset or an unfinished ingest.
 async fn check_vacant(out: &Location) -> Result<()> {
-    for (key, what) in [(MANIFEST_KEY, "a dataset"), ("ingest/plan.json", "an unfinished ingest")] {
+    for (key, what) in [(MANIFEST_KEY, "a dataset"), (CLAIM_KEY, "an unfinished ingest")] {
         match out.head(key).await {
             Ok(_) => {
                 return Err(Error::Usage(format!(
@@ -135,14 +133,6 @@ fn read_pairs(path: &Path, columns: [&str; 2]) -> Result<Vec<(u64, String, Strin
 /// The places of clips by id.
 fn places(clips: &[ClipMeta]) -> HashMap<&str, usize> {
     clips.iter().enumerate().map(|(i, c)| (c.clip_id.as_str(), i)).collect()
-}
-
-fn told(problems: &[String]) -> String {
-    let shown = problems.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
-    match problems.len().saturating_sub(TOLD) {
-        0 => shown,
-        more => format!("{shown}; and {more} more"),
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! `marey dataset split`: clips dealt to train, val and test anew.
 
-use super::{Opened, check_vacant, places, read_pairs, told};
+use super::{Opened, check_vacant, places, read_pairs};
 use crate::{
     Error, Result,
+    error::told,
     format::{ClipMeta, Manifest},
     publish::{Contents, publish},
 };

@@ -14,6 +14,26 @@ use std::{path::PathBuf, process::ExitCode};
 use storage::Location;
 use tokio::runtime::Runtime;
 
+/// What --finish takes from the parts.
+const OTHERS: [&str; 16] = [
+    "out",
+    "labels",
+    "layout",
+    "fold",
+    "untrimmed",
+    "part",
+    "short_side",
+    "fps",
+    "source_fps",
+    "clip_seconds",
+    "codec",
+    "quality",
+    "jobs",
+    "file_size",
+    "split",
+    "allow_unlabelled",
+];
+
 /// Make a clip dataset of videos, of folders of images, or of a table of images. Each input is decoded once;
 /// what cannot be read goes into the dataset's ledger and the rest goes on. Killed, it goes on where it was
 /// when the same command is given again.
@@ -39,7 +59,7 @@ pub struct Ingest {
     #[arg(long, value_name = "URL", requires = "frames_column", conflicts_with = "labels")]
     from_parquet: Option<String>,
     /// Make the parts that were ingested to URL with --part one dataset.
-    #[arg(long, value_name = "URL", conflicts_with_all = ["out", "labels", "part"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = OTHERS)]
     finish: Option<String>,
     /// CSV with a header: path, label (several separated by ;), and optionally split, start_s, end_s. Or the published
     /// annotations of Kinetics, Something-Something v2, UCF101, HMDB51 or Charades: a file, or the folder of all their files.

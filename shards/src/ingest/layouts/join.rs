@@ -3,11 +3,8 @@
 use super::{Listed, Listing};
 use crate::{
     Error, Result,
-    ingest::{
-        Cut,
-        builder::entry,
-        inputs::{File, told},
-    },
+    error::told,
+    ingest::{Cut, builder::entry, inputs::File},
     ledger::{Action, LedgerEntry},
 };
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -94,9 +94,9 @@ impl Layout {
             if has("actions") && has("id") {
                 return Ok(Self::Charades);
             }
-            if path.is_file() {
-                return Ok(Self::Csv);
-            }
+        }
+        if path.is_file() {
+            return Ok(Self::Csv);
         }
         Err(Error::Usage(format!(
             "recognise the annotations in {}: they are neither a CSV with a header nor those of Kinetics, \

@@ -4,6 +4,9 @@
 // Helpers outside of test functions may unwrap here too.
 #![allow(clippy::unwrap_used)]
 
+mod images;
+mod parts;
+
 use bytes::Bytes;
 use shards::{
     Error, Result,

@@ -157,9 +157,10 @@ mod tests {
         for piece in 0..3 {
             fast.take(clip(piece, 1), 1).unwrap();
         }
+        assert!(fast.close(Position { input: 1, piece: 0 }).unwrap());
         slow.take(clip(0, 2), 1).unwrap();
         slow.take(clip(1, 2), 1).unwrap();
-        assert!(fast.close(Position { input: 1, piece: 0 }).unwrap());
+        assert!(slow.take(clip(2, 2), 1).is_err(), "its first record is taken");
         assert!(!slow.close(Position { input: 1, piece: 0 }).unwrap(), "it must begin again");
         let again = resume();
         assert_eq!((again.begun, again.next), (3, Position { input: 1, piece: 0 }));

@@ -53,32 +53,38 @@ pub struct Ingest {
     /// A folder of videos, searched whole, or one video.
     videos: Option<PathBuf>,
     /// Not videos but a folder of folders of images (JPEG, PNG), one folder a clip.
-    #[arg(long, value_name = "FOLDER", requires = "source_fps")]
+    #[arg(long, value_name = "FOLDER", requires = "source_fps", help_heading = "Images")]
     from_frames: Option<PathBuf>,
-    /// Not videos but Parquet: a .parquet file, or a folder or prefix of them, with a column of lists of encoded images.
-    #[arg(long, value_name = "URL", requires = "frames_column", conflicts_with = "labels")]
+    /// Not videos but tables: a .parquet file, or a folder or prefix of them, with a column of lists of encoded images.
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "frames_column",
+        conflicts_with = "labels",
+        help_heading = "Parquet tables"
+    )]
     from_parquet: Option<String>,
     /// Make the parts that were ingested to URL with --part one dataset.
-    #[arg(long, value_name = "URL", conflicts_with_all = OTHERS)]
+    #[arg(long, value_name = "URL", conflicts_with_all = OTHERS, help_heading = "Many machines")]
     finish: Option<String>,
     /// CSV with a header: path, label (several separated by ;), and optionally split, start_s, end_s. Or the published
     /// annotations of Kinetics, Something-Something v2, UCF101, HMDB51 or Charades: a file, or the folder of all their files.
     #[arg(long)]
     labels: Option<PathBuf>,
     /// The form of the annotations [default: found out]
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = "Published annotations", requires = "labels")]
     layout: Option<LayoutName>,
     /// The official split of UCF101 and HMDB51: 1, 2 or 3.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, help_heading = "Published annotations")]
     fold: u8,
     /// Kinetics: files named by their id alone are whole videos; cut them by the list's times.
-    #[arg(long)]
+    #[arg(long, help_heading = "Published annotations", requires = "labels")]
     untrimmed: bool,
     /// Where the dataset goes: s3://bucket/prefix, file:///path or a path.
     #[arg(long, required_unless_present = "finish")]
     out: Option<String>,
     /// Ingest only part I of N, I from 1 to N: for N machines at once. --finish makes the parts a dataset.
-    #[arg(long, value_name = "I/N")]
+    #[arg(long, value_name = "I/N", help_heading = "Many machines")]
     part: Option<Part>,
     /// Short side of the stored frames in pixels; smaller videos stay as they are.
     #[arg(long, default_value_t = 256)]
@@ -87,7 +93,7 @@ pub struct Ingest {
     #[arg(long)]
     fps: Option<f64>,
     /// Frames a second at which images were taken (--from-frames, --from-parquet).
-    #[arg(long)]
+    #[arg(long, help_heading = "Images")]
     source_fps: Option<f64>,
     /// Cut each video into clips of this many seconds [default: one clip a video]
     #[arg(long, conflicts_with = "from_parquet")]
@@ -110,20 +116,20 @@ pub struct Ingest {
     /// Accept videos that the labels do not name.
     #[arg(long)]
     allow_unlabelled: bool,
-    /// --from-parquet: the column of lists of images, binary or structs with the field "bytes".
-    #[arg(long, value_name = "NAME", requires = "from_parquet")]
+    /// The column of lists of images, binary or structs with the field "bytes".
+    #[arg(long, value_name = "NAME", requires = "from_parquet", help_heading = "Parquet tables")]
     frames_column: Option<String>,
-    /// --from-parquet: the column of labels, names or ids, one or a list [default: unlabelled]
-    #[arg(long, value_name = "NAME", requires = "from_parquet")]
+    /// The column of labels, names or ids, one or a list [default: unlabelled]
+    #[arg(long, value_name = "NAME", requires = "from_parquet", help_heading = "Parquet tables")]
     label_column: Option<String>,
-    /// --from-parquet: the column of clip ids [default: the file's name and the row]
-    #[arg(long, value_name = "NAME", requires = "from_parquet")]
+    /// The column of clip ids [default: the file's name and the row]
+    #[arg(long, value_name = "NAME", requires = "from_parquet", help_heading = "Parquet tables")]
     id_column: Option<String>,
-    /// --from-parquet: the column of splits [default: by the file's name, else --split]
-    #[arg(long, value_name = "NAME", requires = "from_parquet")]
+    /// The column of splits [default: by the file's name, else --split]
+    #[arg(long, value_name = "NAME", requires = "from_parquet", help_heading = "Parquet tables")]
     split_column: Option<String>,
-    /// --from-parquet: the column of frame rates; --source-fps holds for rows without.
-    #[arg(long, value_name = "NAME", requires = "from_parquet")]
+    /// The column of frame rates; --source-fps holds for rows without.
+    #[arg(long, value_name = "NAME", requires = "from_parquet", help_heading = "Parquet tables")]
     fps_column: Option<String>,
     /// Show no progress.
     #[arg(long)]

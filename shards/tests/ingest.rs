@@ -328,7 +328,7 @@ fn labels_cuts_and_splits_reach_the_index() {
     let o = b.open("out");
     assert_eq!(o.dataset.manifest.labels, ["run", "walk"]);
     let first = o.clip("a@0.5-1.5");
-    assert_eq!((first.num_frames, first.label, &*first.split), (10, Some(0), "train"));
+    assert_eq!((first.num_frames, first.label, first.split), (10, Some(0), "train"));
     assert_eq!(first.start_s, 0.5);
     let second = o.clip("a@2-");
     assert_eq!((second.num_frames, second.label, second.labels), (10, Some(1), &[1, 0][..]));

@@ -4,7 +4,7 @@
 use crate::{
     Error, Result,
     checkpoint::{layout::Place, save::safetensors},
-    feed::Feed,
+    feed::{self, Feed},
     schedule,
     session::Assignment,
     state::State,
@@ -52,7 +52,7 @@ pub fn command(args: TwinArgs) -> Result<()> {
         tensors
             .push((format!("frames.{step}"), Tensor::f_from_data_size(&batch.frames, &shape, Kind::Uint8)?));
         tensors.push((format!("labels.{step}"), Tensor::f_from_slice(&batch.labels)?));
-        rates.push(schedule::lr_of_step(&config, step as f64 / plan.steps_per_epoch() as f64));
+        rates.push(schedule::lr_of_step(&config, feed::fraction(&plan, batch.epoch, batch.step)));
     }
     tensors.push(("lr".into(), Tensor::f_from_slice(&rates)?));
     let io = |source| Error::Io { path: args.out.display().to_string(), source };

@@ -4,7 +4,7 @@
 use crate::{
     Error, Result,
     checkpoint::{layout::Place, save::safetensors},
-    feed::Feed,
+    feed::{self, Feed},
     schedule,
     session::Assignment,
     state::State,
@@ -60,7 +60,7 @@ pub fn command(args: TwinArgs) -> Result<()> {
     let mut stream = feed.train(&plan, &alone, Place::default(), steps)?;
     let mut step = 0;
     while let Some(batch) = stream.next()? {
-        let rate = schedule::lr_of_step(&config, step as f64 / plan.steps_per_epoch() as f64);
+        let rate = schedule::lr_of_step(&config, feed::fraction(&plan, batch.epoch, batch.step));
         let mut tensors = tensors_of(&batch)?;
         tensors.push(("lr".into(), Tensor::f_from_slice(&[rate])?));
         write(format!("step-{step:06}.safetensors"), &tensors)?;

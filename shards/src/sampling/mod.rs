@@ -4,9 +4,11 @@
 //! ```text
 //! windows.rs   frames: where a window lies in time
 //! crops.rs     boxes: what part of the frame is shown
+//! shape.rs     both in the smaller shapes of multigrid training
 //! ```
 
 mod crops;
+mod shape;
 mod windows;
 
 pub use crops::CropBox;

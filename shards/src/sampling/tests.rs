@@ -220,3 +220,28 @@ fn impossible_numbers_are_refused_in_words() {
     assert!(ClipSpec { frames: 0, ..SPEC }.check().is_err());
     assert!(ClipSpec { fps: Some(f64::INFINITY), ..SPEC }.check().is_err());
 }
+
+#[test]
+fn multigrid_shapes_as_pyslowfast_has_them() {
+    use crate::plan::Shape;
+    let full = ClipSpec { frames: 32, sampling_rate: 2, fps: None, single_frame: false };
+    let view = View::Train {
+        crop: 224,
+        scale: Scale::ShortSide { min: 256, max: 320 },
+        flip: 0.5,
+        seed: 3,
+        repeats: 1,
+        augment: crate::augment::Augment::NONE,
+    };
+    let shape = |frames, side| Shape { batch: 8, frames, side };
+    // int(round(256 * crop / 224)); the largest short side stays.
+    for (side, min) in [(158, 181), (112, 128), (224, 256)] {
+        let View::Train { crop, scale, .. } = view.shaped(shape(8, side)) else { unreachable!() };
+        assert_eq!((crop, scale), (side, Scale::ShortSide { min, max: 320 }));
+    }
+    // randint(2, 2 * (32 // 8)): every rate comes, and none other.
+    let rates: std::collections::BTreeSet<u32> =
+        (0..500).map(|position| view.window(&full, shape(8, 158), 0, position, 0).sampling_rate).collect();
+    assert_eq!(rates.into_iter().collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(view.window(&full, shape(32, 112), 0, 0, 0), full);
+}

@@ -50,7 +50,7 @@ impl Bench {
             clips: clips.len() as u64,
             lanes: 4,
             global_batch: 8,
-            drop_last: false,
+            ..PlanSpec::default()
         };
         let plan = Arc::new(Plan::new(spec).unwrap());
         TrainPass { clips, plan, rank: 0, world: 1, start: (0, 0), end: 7, clip: WINDOW, view: VIEW }
@@ -450,5 +450,39 @@ fn measure_decoding() {
             clips as f64 * 16.0 / took,
             stream.stats(),
         );
+    }
+}
+
+#[test]
+fn steps_of_multigrid_training_have_their_own_shapes() {
+    use crate::plan::{Shape, Stage};
+    let bench = bench(Codec::Jpeg);
+    let shape = |batch, frames, side| Shape { batch, frames, side };
+    let stages = vec![
+        Stage { end: 1, cycle: vec![shape(2, 3, 8), shape(1, 3, 11)] },
+        Stage { end: 2, cycle: vec![shape(1, 6, 16)] },
+    ];
+    let plan = bench.pass().plan.spec().clone();
+    let plan = Arc::new(Plan::new(PlanSpec { stages, ..plan }).unwrap());
+    let pass = || TrainPass { plan: plan.clone(), end: 5, ..bench.pass() };
+    let whole = bench.train(pass(), 2, 1 << 20);
+    let shapes: Vec<[usize; 4]> =
+        whole.iter().map(|b| [b.shape[0], b.shape[1], b.shape[2], b.global_clips]).collect();
+    let full = |b| [b, 6, 16, b];
+    assert_eq!(shapes, [[16, 3, 8, 16], [5, 3, 11, 5], full(8), full(8), full(5)]);
+    assert!(whole.iter().all(|b| b.frames.len() == b.shape.iter().product::<usize>()));
+    let places: Vec<(u64, u64)> = whole.iter().map(|b| (b.epoch, b.step)).collect();
+    assert_eq!(places, [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]);
+    // The full shape is what a plain job shows in that epoch.
+    let plain = bench.train(TrainPass { start: (1, 0), end: 6, ..bench.pass() }, 2, 1 << 20);
+    assert_eq!(whole[2..], plain);
+    for (start, first) in [((0, 1), 1), ((1, 0), 2), ((1, 2), 4)] {
+        assert_eq!(bench.train(TrainPass { start, ..pass() }, 2, 1 << 20), whole[first..]);
+    }
+    let ranks: Vec<_> =
+        (0..3).map(|rank| bench.train(TrainPass { rank, world: 3, ..pass() }, 2, 1 << 20)).collect();
+    for (step, expected) in whole.iter().enumerate() {
+        let joined: Vec<u8> = ranks.iter().flat_map(|r| r[step].frames.clone()).collect();
+        assert_eq!(joined, expected.frames, "step {step}");
     }
 }

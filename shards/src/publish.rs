@@ -3,8 +3,8 @@
 use crate::{
     Error, Result,
     format::{
-        ClipMeta, Codec, DataFile, FORMAT, INDEX_KEY, LEDGER_KEY, MANIFEST_KEY, Manifest, ObjectRef, Totals,
-        VERSION, encode_index,
+        ClipMeta, Clips, Codec, DataFile, FORMAT, INDEX_KEY, LEDGER_KEY, MANIFEST_KEY, Manifest, ObjectRef,
+        Totals, VERSION, encode_index,
     },
     ledger::{Action, LedgerEntry, encode_ledger},
 };
@@ -51,7 +51,7 @@ pub async fn publish(out: &Location, contents: Contents<'_>) -> Result<Manifest>
         ledger: put(out, LEDGER_KEY, encode_ledger(ledger).map_err(failed)?).await?,
         ingest: origin,
     };
-    manifest.check_clips(clips).map_err(failed)?;
+    Clips::of(clips).and_then(|clips| manifest.check_clips(&clips)).map_err(failed)?;
     let bytes = manifest.to_bytes()?;
     if out.put_if_absent(MANIFEST_KEY, bytes.clone()).await? == PutOutcome::Exists
         && out.get(MANIFEST_KEY).await? != bytes

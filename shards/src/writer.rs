@@ -181,7 +181,7 @@ impl FinishedFile {
             }
         };
         // On a local disk the tag names inode and time: nothing that another copy would share.
-        let etag = etag.filter(|_| location.url().contains("://"));
+        let etag = etag.filter(|_| location.has_etags());
         Ok(DataFile { key, bytes: size, etag, sha256, rows: self.rows.len() as u64 })
     }
 }

@@ -288,7 +288,7 @@ impl Record {
         if sha256_hex(&bytes) != stored.clips_sha256 {
             return Err(damaged("its SHA-256 is not the recorded one".into()));
         }
-        let clips = decode_index(bytes).map_err(damaged)?;
+        let clips = decode_index(bytes).map_err(damaged)?.to_rows();
         Ok(Some(Self { file: stored.file, clips, ledger: stored.ledger, next: stored.next }))
     }
 }

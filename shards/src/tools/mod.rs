@@ -17,7 +17,7 @@ pub use stats::{Stats, stats};
 
 use crate::{
     Error, Result,
-    format::{CLAIM_KEY, ClipIndex, ClipMeta, DataFile, Dataset, MANIFEST_KEY},
+    format::{CLAIM_KEY, ClipMeta, DataFile, Dataset, MANIFEST_KEY},
     ledger::{LedgerEntry, decode_ledger},
 };
 use futures::{StreamExt, TryStreamExt, stream};
@@ -40,8 +40,7 @@ impl Opened {
         let key = &dataset.manifest.ledger.key;
         let damaged = |why| Error::Damaged { url: location.url_of(key), why };
         let ledger = decode_ledger(location.get(key).await?).map_err(damaged)?;
-        let clips = (0..dataset.manifest.totals.clips as u32).map(|i| dataset.clip(ClipIndex(i)).clone());
-        Ok(Self { clips: clips.collect(), ledger, dataset })
+        Ok(Self { clips: dataset.clips.to_rows(), ledger, dataset })
     }
 
     /// As a new manifest names it.
@@ -67,7 +66,7 @@ impl Opened {
                 let why = format!("it has {bytes} bytes, not {}", file.bytes);
                 return Err(Error::Damaged { url: from.url_of(&file.key), why });
             }
-            Ok(DataFile { key, etag: etag.filter(|_| out.url().contains("://")), ..file })
+            Ok(DataFile { key, etag: etag.filter(|_| out.has_etags()), ..file })
         });
         let mut copies = stream::iter(copies).buffered(COPIES);
         let mut files = Vec::new();

@@ -123,8 +123,12 @@ fn a_split_deals_anew_and_leaves_the_frames_alone() {
     assert_eq!(manifest.splits, BTreeMap::from([("train".into(), 30), ("val".into(), 10)]));
     assert_eq!(bytes, manifest.totals.bytes);
     assert!(payloads(&from) == payloads(&b.out("a")));
-    let (old, clips) = open(&b.out("a"));
-    assert_eq!(old.manifest.files, open(&from).0.manifest.files);
+    let (new, clips) = open(&b.out("a"));
+    assert_eq!(new.manifest.files, open(&from).0.manifest.files);
+    // On one disk the copies are links.
+    use std::os::unix::fs::MetadataExt;
+    let file = b.dir.path().join("from").join(&new.manifest.files[0].key);
+    assert_eq!(std::fs::metadata(file).unwrap().nlink(), 2);
     // Of each label a quarter, up to the draw's one or two.
     for label in 0..4 {
         let of = || clips.iter().filter(|c| c.label == Some(label));

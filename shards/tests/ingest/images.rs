@@ -88,7 +88,7 @@ fn folders_of_images_become_clips_in_natural_order() {
     let options = Options { short_side: 16, fps: Some(5.0), clip_seconds: Some(1.0), ..Options::default() };
     b.ingest(&b.frames(), &options, "small").unwrap();
     let o = b.open("small");
-    let shape = |c: &ClipMeta| (c.clip_id.to_string(), c.num_frames, c.fps, c.width, c.height);
+    let shape = |c: Clip<'_>| (c.clip_id.to_string(), c.num_frames, c.fps, c.width, c.height);
     let all: Vec<_> = o.dataset.clips.iter().map(shape).collect();
     assert_eq!(all, [("walk/a.b#0000".into(), 5, 5.0, 24, 16), ("walk/a.b#0001".into(), 5, 5.0, 24, 16)]);
 
@@ -200,7 +200,7 @@ fn a_table_of_images_is_adopted() {
     ingest_found(&runtime, &found, &Options::default(), &b.out("out"), 2, true).unwrap();
     let o = b.open("out");
     assert_eq!(o.dataset.manifest.labels, ["jump", "sit", "walk"]);
-    let clip = |c: &ClipMeta| (c.clip_id.to_string(), c.label, c.split.to_string(), c.num_frames);
+    let clip = |c: Clip<'_>| (c.clip_id.to_string(), c.label, c.split.to_string(), c.num_frames);
     let clips: Vec<_> = o.dataset.clips.iter().map(clip).collect();
     let expected = |id: &str, label, split: &str, n| (id.to_string(), label, split.to_string(), n);
     assert_eq!(

@@ -67,7 +67,7 @@ type Seen = (String, String, Vec<i32>, f64, f64, u32, Bytes);
 
 fn seen(b: &Bench, out: &str) -> Vec<Seen> {
     let o = b.open(out);
-    let clip = |c: &ClipMeta| {
+    let clip = |c: Clip<'_>| {
         let range = c.offset..c.offset + c.bytes;
         let payload = block_on(o.dataset.location.get_range(o.dataset.file_key(c), range)).unwrap();
         let text = (c.clip_id.to_string(), format!("{} {:?}", c.split, c.run_crcs));

@@ -106,15 +106,15 @@ pub async fn stats(location: &Location) -> Result<Stats> {
                 *stats.splits.entry(clip.split.to_string()).or_default() += 1;
             }
         }
-        sources.entry(&clip.source).or_default().insert(&clip.split);
-        contents.entry((clip.bytes, &clip.run_crcs)).or_default().push(ClipIndex(i));
+        sources.entry(clip.source).or_default().insert(clip.split);
+        contents.entry((clip.bytes, clip.run_crcs)).or_default().push(ClipIndex(i));
     }
     let mut duplicates = Duplicates::default();
     let mut kinds: Vec<&Vec<ClipIndex>> = contents.values().filter(|kind| kind.len() > 1).collect();
     kinds.sort_unstable();
     for kind in kinds {
         duplicates.clips += kind.len() as u64 - 1;
-        let splits: HashSet<&str> = kind.iter().map(|i| &*dataset.clip(*i).split).collect();
+        let splits: HashSet<&str> = kind.iter().map(|i| dataset.clip(*i).split).collect();
         duplicates.across_splits += u64::from(splits.len() > 1);
         if duplicates.examples.len() < EXAMPLES {
             duplicates.examples.push(kind.iter().map(|i| dataset.clip(*i).clip_id.to_string()).collect());

@@ -78,6 +78,7 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
             peak_memory_bytes: r.peak_memory_bytes,
             grad_norm: r.grad_norm,
             skipped: r.skipped,
+            missing: r.missing,
         }),
         Notice::Eval(r) => Kind::Eval(v1::EvalReport {
             generation: r.generation.0,
@@ -89,6 +90,7 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
             clips: r.clips,
             seconds: r.seconds,
             mean_average_precision: r.mean_average_precision,
+            missing: r.missing,
         }),
         Notice::Checkpoint { step, bytes, manifest } => {
             Kind::Checkpoint(v1::CheckpointCommitted { step: step.0, bytes, manifest })
@@ -140,6 +142,7 @@ fn step(r: v1::StepReport) -> StepReport {
         peak_memory_bytes: r.peak_memory_bytes,
         grad_norm: r.grad_norm,
         skipped: r.skipped,
+        missing: r.missing,
     }
 }
 
@@ -154,6 +157,7 @@ fn eval(r: v1::EvalReport) -> EvalReport {
         clips: r.clips,
         seconds: r.seconds,
         mean_average_precision: r.mean_average_precision,
+        missing: r.missing,
     }
 }
 

@@ -120,7 +120,7 @@ proptest! {
     }
 
     #[test]
-    fn jpegs(bytes in changed(jpegs()), frames in 0u32..20) {
+    fn frames(bytes in changed(jpegs()), frames in 0u32..20) {
         let found = bounded(64 * bytes.len() + (1 << 20), || split_jpegs(&bytes, frames));
         if let Ok(frames) = found {
             prop_assert!(frames.iter().all(|r| r.start < r.end && r.end <= bytes.len()));

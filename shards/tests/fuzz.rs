@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 static MEMORY: PeakAlloc = PeakAlloc;
 
 /// What the work may take besides the bytes it is given: the Parquet reader's own buffers.
-const BESIDES: usize = 16 << 20;
+const BESIDES: usize = 64 << 20;
 
 /// Runs it; it must not panic nor take more than `most` bytes.
 fn bounded<T>(most: usize, work: impl FnOnce() -> T) -> T {

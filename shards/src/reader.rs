@@ -157,7 +157,9 @@ impl Reader {
                 self.refetches.fetch_add(1, Relaxed);
                 tracing::warn!(file = self.url(clip), clip = clip.clip_id, run, "{first}; fetching it again");
                 bytes = get(run..run + 1).await?;
-                check(clip, run, &bytes).map_err(|why| self.damaged(clip, run, why))?;
+                if let Err(why) = check(clip, run, &bytes) {
+                    return Err(self.worded(clip, run, why, bytes.len() as u64).await);
+                }
             }
             runs.push((run, bytes));
         }
@@ -223,6 +225,18 @@ impl Reader {
 
     fn found_etag(&self, clip: Clip<'_>) -> Option<String> {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner).get(&clip.file).cloned()
+    }
+
+    /// The error of a run that is wrong for good: one of which only `found` bytes came may lie at a cut-off end.
+    async fn worded(&self, clip: Clip<'_>, run: u32, why: String, found: u64) -> Error {
+        let part = clip.run_bytes(run..run + 1);
+        if found < part.end - part.start
+            && let Ok((size, _)) = self.dataset.location.head(self.dataset.file_key(clip)).await
+            && size < clip.offset + part.end
+        {
+            return self.cut_off(clip, &(run..run + 1), size);
+        }
+        self.damaged(clip, run, why)
     }
 
     fn missing(&self, clip: Clip<'_>, run: u32) -> Error {

@@ -184,6 +184,7 @@ mod tests {
             missing: Vec::new(),
             waited: Duration::ZERO,
             global_clips: n,
+            missing: vec![],
         }
     }
 

@@ -38,6 +38,9 @@ pub struct Data {
     /// Decode threads per worker; 0: the machine's cores shared among its workers.
     #[serde(default)]
     pub threads: usize,
+    /// Fetched clips are kept on the node's own disk; absent: they are not.
+    #[serde(default)]
+    pub cache: Option<DataCache>,
     pub augment: Augment,
     /// One central view a clip, for the accuracy during training.
     pub eval: EvalCrop,
@@ -61,6 +64,16 @@ impl Data {
             ensemble: Ensemble::default(),
         })
     }
+}
+
+/// A cache on the node's own disk, shared by all its workers and jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataCache {
+    /// A folder of its own, the same in every job of the node.
+    pub folder: String,
+    /// Bytes that its files never exceed, all processes together.
+    pub limit: Bytes,
 }
 
 /// How the epoch's order is drawn.

@@ -44,9 +44,11 @@ fn parse_bytes(text: &str) -> Option<Bytes> {
         "KiB" => 1024.0,
         "MiB" => 1048576.0,
         "GiB" => 1073741824.0,
+        "TiB" => 1099511627776.0,
         "KB" => 1e3,
         "MB" => 1e6,
         "GB" => 1e9,
+        "TB" => 1e12,
         _ => return None,
     };
     let bytes = number.parse::<f64>().ok()? * scale;

@@ -5,11 +5,12 @@
 //! 1. [`format`]: what a dataset is made of: manifest, index, runs of frames;
 //! 2. [`plan`]: which clips make up each global batch, purely;
 //! 3. [`sampling`] and [`augment`]: which frames, crop, flip and changes of its pixels a sample gets, purely;
-//! 4. [`reader`]: the needed runs by ranged GET, verified;
+//! 4. [`reader`]: the needed runs by ranged GET or from the [`cache`], verified;
 //! 5. [`decode`]: runs to augmented pixels in the batch buffer;
 //! 6. [`stream`]: all of it, prefetched, in order, under a byte budget.
 
 pub mod augment;
+pub mod cache;
 pub mod decode;
 pub mod error;
 pub mod format;

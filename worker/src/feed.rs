@@ -3,6 +3,7 @@
 use crate::{Result, checkpoint::layout::Place, session::Assignment};
 use configs::Config;
 use shards::{
+    cache::Cache,
     format::Dataset,
     plan::{Plan, PlanSpec},
     stream::{
@@ -20,6 +21,19 @@ pub struct Feed<'a> {
     pub runtime: &'a Handle,
     /// Decode threads, where the job names none.
     pub threads: usize,
+    pub cache: Option<Arc<Cache>>,
+}
+
+/// The node's cache, as the job has it. Without one the job goes on, only slower.
+pub fn open_cache(config: &Config, dataset: &Dataset) -> Option<Arc<Cache>> {
+    let wanted = config.data.cache.as_ref()?;
+    match Cache::open(wanted.folder.as_ref(), wanted.limit.0, &dataset.digest) {
+        Ok(cache) => Some(Arc::new(cache)),
+        Err(e) => {
+            tracing::warn!("this worker goes on without a cache: failed to {e}");
+            None
+        }
+    }
 }
 
 impl Feed<'_> {
@@ -125,7 +139,10 @@ impl Feed<'_> {
     fn options(&self) -> StreamOptions {
         let data = &self.config.data;
         let threads = if data.threads == 0 { self.threads } else { data.threads };
-        StreamOptions::new(self.runtime.clone(), threads, data.prefetch.0)
+        StreamOptions {
+            cache: self.cache.clone(),
+            ..StreamOptions::new(self.runtime.clone(), threads, data.prefetch.0)
+        }
     }
 }
 

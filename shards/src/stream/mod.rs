@@ -12,6 +12,7 @@ pub use crate::augment::{Augment, ColorJitter, Erasing, RandAugment};
 pub use crate::reader::Stats;
 pub use crate::sampling::{ClipSpec, Scale, TestSampling, View};
 
+use crate::cache::{self, Cache};
 use crate::format::{ClipIndex, Dataset};
 use crate::plan::Plan;
 use crate::reader::Reader;
@@ -35,12 +36,14 @@ pub struct StreamOptions {
     pub prefetch_bytes: u64,
     /// GETs under way at once.
     pub requests_at_once: usize,
+    /// The node's cache, opened for this dataset.
+    pub cache: Option<Arc<Cache>>,
 }
 
 impl StreamOptions {
     /// `threads` and `prefetch_bytes` with 32 requests at once.
     pub fn new(runtime: tokio::runtime::Handle, threads: usize, prefetch_bytes: u64) -> Self {
-        Self { runtime, threads, prefetch_bytes, requests_at_once: 32 }
+        Self { runtime, threads, prefetch_bytes, requests_at_once: 32, cache: None }
     }
 }
 
@@ -174,6 +177,11 @@ impl Stream {
         self.reader.stats()
     }
 
+    /// What the node's cache has done for this process so far; `None` without one.
+    pub fn cache_stats(&self) -> Option<cache::Stats> {
+        self.reader.cache_stats()
+    }
+
     /// Batches still to come.
     pub fn batches_left(&self) -> u64 {
         self.left
@@ -189,7 +197,8 @@ impl Stream {
     }
 
     fn start(dataset: Arc<Dataset>, batches: Batches, options: &StreamOptions) -> Result<Self> {
-        let reader = Arc::new(Reader::new(dataset, options.requests_at_once));
+        let reader = Reader::new(dataset, options.requests_at_once).with_cache(options.cache.clone());
+        let reader = Arc::new(reader);
         let left = batches.remaining();
         let (driver, queue) = pipeline::start(reader.clone(), batches, options)?;
         Ok(Self { queue, reader, left, failed: false, _driver: driver })

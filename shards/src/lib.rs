@@ -8,6 +8,8 @@
 //! 4. [`reader`]: the needed runs by ranged GET or from the [`cache`], verified;
 //! 5. [`decode`]: runs to augmented pixels in the batch buffer;
 //! 6. [`stream`]: all of it, prefetched, in order, under a byte budget.
+//!
+//! [`simulate`] runs 2, 3 and the cache's core without the bytes.
 
 pub mod augment;
 pub mod cache;
@@ -22,6 +24,7 @@ pub mod plan;
 pub mod random;
 pub mod reader;
 pub mod sampling;
+pub mod simulate;
 pub mod stream;
 #[cfg(test)]
 mod testing;

@@ -128,6 +128,7 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
     let hello = v1::Hello {
         protocol_version: proto::PROTOCOL_VERSION,
         worker: worker_name(options.device),
+        node: host_name(),
         device: options.device.to_string(),
         config_digest: options.config.as_ref().unwrap_or(&config).digest(),
         dataset_digest: dataset.digest.clone(),
@@ -141,8 +142,11 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
 
 /// Unique in the job, and telling: host-pid-device.
 fn worker_name(device: Device) -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{host}-{}-{device}", std::process::id())
+    format!("{}-{}-{device}", host_name(), std::process::id())
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The one reader of the clock here: for reports only.

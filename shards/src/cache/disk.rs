@@ -18,7 +18,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"mareych1";
-/// Place of a slot's `chances` inside its entry.
+/// Place of a slot's `chances` inside its entry: generation (4 bytes, 4 spare), dataset (16), end (8), entries
+/// (4), sealed (1), chances (1), and the low half of the generation once more (2).
 const CHANCES_AT: u64 = 37;
 
 /// A run of a dataset: its data file's place in the manifest and its first byte there.
@@ -93,8 +94,8 @@ impl Folder {
         Ok(Self { path: path.into(), geometry, table, _users: users })
     }
 
-    /// All slots, without a lock: an entry that is just being written may be torn, which the records'
-    /// checksums and generations show.
+    /// All slots, without a lock: one that is just being given out may show an old count of runs beside
+    /// its new generation, and then counts as empty.
     pub fn slots(&self) -> io::Result<Vec<Slot>> {
         Ok(read_table(&self.table, self.geometry)?.slots)
     }
@@ -152,7 +153,7 @@ impl Folder {
         file.write_all_at(&record.to_bytes(), u64::from(place.record) * RECORD)
     }
 
-    /// The published runs of a slot from number `from` on, up to the first that is not whole.
+    /// The published runs of a slot from number `from` on; a record that is not whole is left out.
     pub fn records(&self, number: u32, slot: &Slot, from: u32) -> io::Result<Vec<(RunKey, Place)>> {
         let count = u64::from(slot.entries.saturating_sub(from)) * RECORD;
         if count == 0 || count > self.geometry.index_bytes {
@@ -168,13 +169,10 @@ impl Folder {
                 && record.at >= runs.start
                 && end.is_some_and(|e| e <= runs.end)
         };
-        let records = bytes[..read].chunks_exact(RECORD as usize).map_while(Record::parse).take_while(whole);
-        let numbered = (from..).zip(records);
-        Ok(numbered
-            .map(|(n, r)| {
-                (r.key, Place { slot: number, generation: r.generation, at: r.at, record: n })
-            })
-            .collect())
+        let records = bytes[..read].chunks_exact(RECORD as usize).map(|b| Record::parse(b).filter(whole));
+        let numbered = (from..).zip(records).filter_map(|(n, r)| Some((n, r?)));
+        let place = |n, r: &Record| Place { slot: number, generation: r.generation, at: r.at, record: n };
+        Ok(numbered.map(|(n, r)| (r.key, place(n, &r))).collect())
     }
 
     /// A slot for reading: while the answer lives the slot is not emptied. `None`: it is being emptied, or
@@ -302,11 +300,13 @@ fn read_table(file: &File, geometry: Geometry) -> io::Result<Table> {
     for (slot, e) in table.slots.iter_mut().zip(entries.chunks_exact(ENTRY as usize)) {
         let mut dataset = DatasetTag::default();
         dataset.copy_from_slice(&e[8..24]);
+        let generation = u32_at(e, 0);
+        let of_generation = e[38..40] == generation.to_le_bytes()[..2];
         *slot = Slot {
-            generation: u32_at(e, 0),
+            generation,
             dataset,
             end: u64_at(e, 24),
-            entries: u32_at(e, 32),
+            entries: if of_generation { u32_at(e, 32) } else { 0 },
             sealed: e[36] != 0,
             chances: e[CHANCES_AT as usize].min(CHANCES),
         };
@@ -322,6 +322,7 @@ fn entry(slot: &Slot) -> [u8; ENTRY as usize] {
     e[32..36].copy_from_slice(&slot.entries.to_le_bytes());
     e[36] = slot.sealed.into();
     e[CHANCES_AT as usize] = slot.chances;
+    e[38..].copy_from_slice(&slot.generation.to_le_bytes()[..2]);
     e
 }
 

@@ -255,7 +255,7 @@ impl Shared {
                 Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
                 records => records?,
             };
-            known.slots[number as usize].1 += records.len() as u32;
+            known.slots[number as usize].1 = slot.entries;
             known.runs.extend(records);
         }
         Ok(())

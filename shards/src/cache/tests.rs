@@ -109,16 +109,18 @@ fn a_slot_being_read_is_not_emptied_and_one_emptied_is_not_read() {
     let places = cache.shared.find(&[run(3, 4000).0]);
     let place = places[0].unwrap();
     let pinned = cache.shared.folder.pin(place.slot, place.generation).unwrap().unwrap();
-    // Another process with another dataset throws out all that nobody holds.
+    // Another process with another dataset makes itself room, but not there.
     let other = Cache::open(folder.path(), 13 * 8192, OTHER).unwrap();
     put(&other, 1000..1000 + 20 * slots, 4000);
-    assert_eq!(other.stats().evicted, slots - 1);
+    assert!(other.stats().evicted > 0, "{:?}", other.stats());
     let mut bytes = vec![0; 4000];
     pinned.read_exact_at(&mut bytes, place.at).unwrap();
     assert_eq!(bytes, run(3, 4000).1);
     drop(pinned);
-    assert_eq!(held(&cache, 0..slots, 4000), [3]);
-    assert_eq!(cache.shared.folder.pin((place.slot + 1) % slots as u32, 1).unwrap().map(drop), None);
+    let left = held(&cache, 0..slots, 4000);
+    assert!(left.contains(&3) && (left.len() as u64) < slots, "{left:?}");
+    let gone = (0..slots as u32).filter(|&slot| cache.shared.folder.pin(slot, 1).unwrap().is_none()).count();
+    assert_eq!(gone, slots as usize - left.len(), "a place of an earlier life is not read");
 }
 
 #[test]

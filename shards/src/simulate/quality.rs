@@ -2,7 +2,8 @@
 //! (`simulation/core/shuffle_quality.py`): the Shannon entropy of the distances between neighbours.
 //!
 //! A true permutation of n clips has the entropy of the triangular distribution of distances, and
-//! any order that keeps neighbours together has less. The same is asked of the data files that neighbours come from.
+//! any order that keeps neighbours together has less. The same is asked of the data files that neighbours
+//! come from. A step is the same whatever the order inside its batch, so that order is drawn anew first.
 
 use super::Job;
 use crate::random::Keyed;
@@ -18,8 +19,12 @@ pub struct Quality {
 
 /// Measures the order of all global batches of epoch 0, one after another.
 pub fn quality(job: &Job) -> Quality {
-    let steps = 0..job.plan.steps_per_epoch();
-    let order: Vec<u32> = steps.flat_map(|s| job.plan.global_batch(0, s)).map(|s| s.clip).collect();
+    let batch = |step| {
+        let mut batch: Vec<u32> = job.plan.global_batch(0, step).iter().map(|s| s.clip).collect();
+        Keyed::new("order in a batch", "", &[step]).shuffle(&mut batch);
+        batch
+    };
+    let order: Vec<u32> = (0..job.plan.steps_per_epoch()).flat_map(batch).collect();
     let mut random = order.clone();
     random.sort_unstable();
     Keyed::new("true permutation", "", &[]).shuffle(&mut random);

@@ -104,6 +104,58 @@ fn a_real_run_counts_what_the_simulator_says() {
 }
 
 #[test]
+fn eight_workers_then_two_then_eight_see_the_same_batches_and_one_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = Runtime::new().unwrap();
+    // A window over the whole clip: every epoch shows the same runs.
+    let clip = ClipSpec { frames: 6, sampling_rate: 16, fps: None, single_frame: false };
+    let job = Job { clip, ..job(&folder, &runtime, 1) };
+    let steps = job.plan.steps_per_epoch();
+    let shared = tempfile::tempdir().unwrap();
+    let stream = |rank, world, part: std::ops::Range<u64>, cache| {
+        let pass = TrainPass {
+            clips: job.clips.clone(),
+            plan: job.plan.clone(),
+            rank,
+            world,
+            start: (part.start / steps, part.start % steps),
+            end: part.end,
+            clip: job.clip,
+            view: job.view.clone(),
+        };
+        let options = StreamOptions { cache, ..StreamOptions::new(runtime.handle().clone(), 1, 1 << 20) };
+        Stream::train(job.dataset.clone(), pass, &options).unwrap()
+    };
+    let mut alone = stream(0, 1, 0..2 * steps, None);
+    let mut shown = Vec::new();
+    let mut requests = Vec::new();
+    for (world, part) in [(8, 0..2), (2, 2..steps), (8, steps..2 * steps)] {
+        // As after a restart of every process: each opens the folder anew.
+        let open = |_| Arc::new(Cache::open(shared.path(), 64 << 20, &job.dataset.digest).unwrap());
+        let caches: Vec<Arc<Cache>> = (0..world).map(open).collect();
+        let ranks = caches.iter().zip(0..).map(|(c, rank)| stream(rank, world, part.clone(), Some(c.clone())));
+        let mut ranks: Vec<Stream> = ranks.collect();
+        for step in part {
+            let whole = alone.next().unwrap().unwrap();
+            let batches: Vec<_> = ranks.iter_mut().map(|r| r.next().unwrap().unwrap()).collect();
+            let joined: Vec<u8> = batches.iter().flat_map(|b| b.frames.clone()).collect();
+            assert!(joined == whole.frames, "step {step} of {world} workers");
+            assert_eq!(batches.iter().flat_map(|b| b.positions.clone()).collect::<Vec<_>>(), whole.positions);
+            shown.extend(whole.clips);
+            caches.iter().for_each(|c| c.flush());
+        }
+        requests.push(ranks.iter().map(|r| r.stats().requests).sum::<u64>());
+    }
+    for epoch in shown.chunks(job.clips.len()) {
+        let mut clips = epoch.to_vec();
+        clips.sort_unstable();
+        assert_eq!(clips, (0..job.clips.len() as u32).collect::<Vec<_>>());
+    }
+    assert_eq!(requests[0] + requests[1], alone.stats().requests / 2);
+    assert_eq!(requests[2], 0, "the second epoch asks the store nothing");
+}
+
+#[test]
 fn a_cache_of_half_the_data_hits_half_of_it() {
     let spec = Synthetic { clips: 2000, frames: 16, fps: 30.0, frame_bytes: 22_000, file_bytes: 8 << 20 };
     let dataset = Arc::new(synthetic(&spec, "train").unwrap());

@@ -19,6 +19,7 @@ pub mod format;
 #[cfg(feature = "ingest")]
 pub mod ingest;
 pub mod inspect;
+pub mod job;
 pub mod ledger;
 pub mod plan;
 pub mod random;

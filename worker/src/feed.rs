@@ -5,12 +5,14 @@ use configs::Config;
 use shards::{
     cache::Cache,
     format::Dataset,
+    job::{plan_spec, train_view},
     plan::{Plan, PlanSpec},
     stream::{
-        Augment, ClipSpec, ColorJitter, Erasing, EvalPass, RandAugment, Scale, Stream, StreamOptions,
-        TestSampling, TrainPass, View,
+        Augment, ColorJitter, Erasing, EvalPass, RandAugment, Stream, StreamOptions, TestSampling, TrainPass,
+        View,
     },
 };
+pub use shards::job::{clip_spec, stages};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
@@ -39,48 +41,33 @@ pub fn open_cache(config: &Config, dataset: &Dataset) -> Option<Arc<Cache>> {
 impl Feed<'_> {
     /// The order of the training clips. An empty split is an error.
     pub fn plan(&self) -> Result<Arc<Plan>> {
-        let (data, train) = (&self.config.data, &self.config.train);
-        let clips = self.dataset.clips_of(&data.train_split)?.len() as u64;
-        Ok(Arc::new(Plan::new(PlanSpec {
-            dataset_digest: self.dataset.digest.clone(),
-            seed: self.config.seed,
-            clips,
-            lanes: data.lanes,
-            global_batch: train.global_batch,
-            drop_last: data.drop_last,
-        })?))
+        let clips = self.dataset.clips_of(&self.config.data.train_split)?.len() as u64;
+        Ok(Arc::new(Plan::new(plan_spec(self.config, self.dataset, clips))?))
+    }
+
+    /// The same without the shapes of multigrid training: every step is one global batch of full clips.
+    pub fn plain_plan(&self) -> Result<Arc<Plan>> {
+        let spec = self.plan()?.spec().clone();
+        Ok(Arc::new(Plan::new(PlanSpec { stages: vec![], ..spec })?))
     }
 
     /// Steps of the whole job.
     pub fn total_steps(&self, plan: &Plan) -> u64 {
-        let all = self.config.train.epochs * plan.steps_per_epoch();
+        let all = plan.first_step(self.config.total_epochs());
         self.config.train.max_steps.map_or(all, |max| max.min(all))
     }
 
     /// This rank's training batches from `from` to the end of the job.
     pub fn train(&self, plan: &Arc<Plan>, at: &Assignment, from: Place, total: u64) -> Result<Stream> {
-        let data = &self.config.data;
-        let augment = &data.augment;
-        let scale = match augment.scale {
-            configs::Scale::ShortSide { min, max } => Scale::ShortSide { min, max },
-            configs::Scale::Resized { area, aspect } => Scale::Resized { area, aspect },
-        };
         let pass = TrainPass {
-            clips: self.dataset.clips_of(&data.train_split)?,
+            clips: self.dataset.clips_of(&self.config.data.train_split)?,
             plan: plan.clone(),
             rank: at.rank as u32,
             world: at.world as u32,
             start: (from.epoch, from.step_in_epoch),
             end: total,
             clip: clip_spec(self.config),
-            view: View::Train {
-                crop: augment.crop,
-                scale,
-                flip: augment.flip,
-                seed: self.config.seed,
-                repeats: augment.repeats,
-                augment: self.augment()?,
-            },
+            view: train_view(self.config, self.augment()?),
         };
         Ok(Stream::train(self.dataset.clone(), pass, &self.options())?)
     }
@@ -146,15 +133,10 @@ impl Feed<'_> {
     }
 }
 
-/// The temporal window of the job's clips.
-pub fn clip_spec(config: &Config) -> ClipSpec {
-    let data = &config.data;
-    ClipSpec {
-        frames: data.frames,
-        sampling_rate: data.sampling_rate,
-        fps: data.fps,
-        single_frame: config.train.single_frame,
-    }
+/// The fractional epoch at which a step begins.
+pub fn fraction(plan: &Plan, epoch: u64, step: u64) -> f64 {
+    let steps = plan.steps_per_epoch(epoch);
+    (epoch * steps + step) as f64 / steps as f64
 }
 
 /// Where the windows of an evaluation lie.

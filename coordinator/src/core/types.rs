@@ -96,6 +96,7 @@ pub struct StepReport {
     pub peak_memory_bytes: u64,
     pub grad_norm: f64,
     pub skipped: bool,
+    pub step_in_epoch: u64,
 }
 
 /// One evaluation, told by rank 0. Fields as in the contract.

@@ -2,8 +2,8 @@
 
 use super::{Cluster, Job, Pace, Report, Synthetic, quality, simulate, synthetic};
 use crate::format::Dataset;
-use crate::plan::{Plan, PlanSpec};
-use crate::sampling::{ClipSpec, Scale, View};
+use crate::job::{clip_spec, plan_spec, train_view};
+use crate::plan::Plan;
 use crate::stream::{Augment, StreamOptions};
 use crate::{Error, Result};
 use configs::{Bytes, Config, Seconds};
@@ -84,7 +84,7 @@ pub fn command(args: &Args, runtime: &Runtime) -> Result<String> {
         return Err(Error::Usage("simulate with --clips-per-second: it must be above 0".into()));
     }
     let mut report =
-        Report::new(job.clips.len() as u64, job.plan.steps_per_epoch(), cache, quality(&job));
+        Report::new(job.clips.len() as u64, job.plan.steps_per_epoch(0), cache, quality(&job));
     let workers = if args.workers.is_empty() { vec![config.cluster.workers] } else { args.workers.clone() };
     for workers in workers {
         let cluster = Cluster { workers, workers_per_node: args.workers_per_node, cache };
@@ -114,29 +114,9 @@ fn job(args: &Args, config: &Config, runtime: &Runtime) -> Result<Job> {
         )?,
     };
     let clips = dataset.clips_of(&data.train_split)?;
-    let plan = Arc::new(Plan::new(PlanSpec {
-        dataset_digest: dataset.digest.clone(),
-        seed: config.seed,
-        clips: clips.len() as u64,
-        lanes: data.lanes,
-        global_batch: config.train.global_batch,
-        drop_last: data.drop_last,
-    })?);
-    let clip = ClipSpec {
-        frames: data.frames,
-        sampling_rate: data.sampling_rate,
-        fps: data.fps,
-        single_frame: config.train.single_frame,
-    };
-    // Which frames are read does not depend on what is done to their pixels.
-    let augment = Augment::NONE;
-    let (flip, repeats) = (data.augment.flip, data.augment.repeats);
-    let scale = match data.augment.scale {
-        configs::Scale::ShortSide { min, max } => Scale::ShortSide { min, max },
-        configs::Scale::Resized { area, aspect } => Scale::Resized { area, aspect },
-    };
-    let view = View::Train { crop: data.augment.crop, scale, flip, seed: config.seed, repeats, augment };
-    let epochs = args.epochs.unwrap_or(config.train.epochs.min(3));
+    let plan = Arc::new(Plan::new(plan_spec(config, &dataset, clips.len() as u64))?);
+    let (clip, view) = (clip_spec(config), train_view(config, Augment::NONE));
+    let epochs = args.epochs.unwrap_or(config.total_epochs().min(3));
     Ok(Job { dataset: Arc::new(dataset), clips, plan, clip, view, epochs })
 }
 

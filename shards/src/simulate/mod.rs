@@ -29,6 +29,7 @@ pub use synthetic::{Synthetic, synthetic};
 use crate::format::{ClipIndex, Dataset};
 use crate::plan::Plan;
 use crate::sampling::{ClipSpec, View};
+use crate::stream::TrainPass;
 use crate::{Error, Result};
 use node::Node;
 use std::sync::Arc;
@@ -44,6 +45,22 @@ pub struct Job {
     /// [`View::Train`].
     pub view: View,
     pub epochs: u64,
+}
+
+impl Job {
+    /// A rank's part of it.
+    fn pass(&self, rank: u32, world: u32) -> TrainPass {
+        TrainPass {
+            clips: self.clips.clone(),
+            plan: self.plan.clone(),
+            rank,
+            world,
+            start: (0, 0),
+            end: self.plan.first_step(self.epochs),
+            clip: self.clip,
+            view: self.view.clone(),
+        }
+    }
 }
 
 /// The machines of a simulation.
@@ -72,7 +89,7 @@ pub fn simulate(job: &Job, cluster: &Cluster) -> Result<Vec<Vec<Counts>>> {
             // Node after node: one cache's index is in memory at a time.
             let ranks = number * workers_per_node..((number + 1) * workers_per_node).min(workers);
             let mut node = Node::new(job, cache, ranks.len());
-            (0..job.epochs).map(|epoch| node.epoch(epoch, ranks.clone(), workers)).collect()
+            node.run(ranks, workers)
         })
         .collect()
 }

@@ -5,6 +5,7 @@ use crate::Result;
 use crate::cache::{DatasetTag, Filler, Geometry, Open, Place, Table, tag};
 use crate::format::ClipIndex;
 use crate::reader::{runs_of, spans};
+use crate::stream::{BatchPlan, Batches};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -75,28 +76,31 @@ impl<'a> Node<'a> {
         }
     }
 
-    /// One epoch of the node's ranks.
-    pub(super) fn epoch(&mut self, epoch: u64, ranks: Range<u32>, world: u32) -> Result<Counts> {
-        let mut counts = Counts::default();
-        let plan = &self.job.plan;
-        for step in 0..plan.steps_per_epoch() {
-            for (filler, rank) in ranks.clone().enumerate() {
+    /// What the node's ranks ask in each epoch.
+    pub(super) fn run(&mut self, ranks: Range<u32>, world: u32) -> Result<Vec<Counts>> {
+        let passes = ranks.map(|rank| Batches::train(&self.job.dataset, self.job.pass(rank, world)));
+        let mut ranks = passes.collect::<Result<Vec<Batches>>>()?;
+        let mut epochs = vec![Counts::default(); self.job.epochs as usize];
+        loop {
+            let mut ended = true;
+            for (filler, rank) in ranks.iter_mut().enumerate() {
+                let Some(batch) = rank.next() else { continue };
+                let BatchPlan { epoch, items, .. } = batch?;
+                ended = false;
+                let counts = &mut epochs[epoch as usize];
                 let mut fetched = Vec::new();
-                for sample in plan.local(epoch, step, rank, world)? {
-                    let index = self.job.clips[sample.clip as usize];
-                    for view in 0..self.job.view.count() {
-                        let clip = self.job.dataset.clip(index);
-                        let draw = self.job.view.draw(&self.job.clip, clip, epoch, sample.position, view);
-                        self.show(index, &draw.frames, &mut counts, &mut fetched);
-                    }
+                for item in &items {
+                    self.show(item.clip, &item.frames, counts, &mut fetched);
                 }
                 // What a step fetches is written behind it.
                 for (index, run) in fetched {
-                    self.keep(filler, index, run, &mut counts);
+                    self.keep(filler, index, run, counts);
                 }
             }
+            if ended {
+                return Ok(epochs);
+            }
         }
-        Ok(counts)
     }
 
     fn show(
@@ -106,7 +110,11 @@ impl<'a> Node<'a> {
         counts: &mut Counts,
         fetched: &mut Vec<(ClipIndex, u32)>,
     ) {
-        let offsets = &self.job.dataset.clip(index).run_offsets;
+        let clip = self.job.dataset.clip(index);
+        let size = |runs: Range<u32>| {
+            let at = clip.run_bytes(runs);
+            at.end - at.start
+        };
         counts.views += 1;
         let mut missing = Vec::new();
         for run in runs_of(frames) {
@@ -114,7 +122,7 @@ impl<'a> Node<'a> {
                 Some(slot) => {
                     self.table.touch(slot);
                     counts.hits += 1;
-                    counts.hit_bytes += offsets[run as usize + 1] - offsets[run as usize];
+                    counts.hit_bytes += size(run..run + 1);
                 }
                 None => {
                     counts.misses += 1;
@@ -125,7 +133,7 @@ impl<'a> Node<'a> {
         fetched.extend(missing.iter().map(|&run| (index, run)));
         for span in spans(missing) {
             counts.requests += 1;
-            counts.bytes += offsets[span.end as usize] - offsets[span.start as usize];
+            counts.bytes += size(span);
         }
     }
 
@@ -138,8 +146,8 @@ impl<'a> Node<'a> {
         if self.find(index, run).is_some() {
             return;
         }
-        let offsets = &self.job.dataset.clip(index).run_offsets;
-        let bytes = offsets[run as usize + 1] - offsets[run as usize];
+        let at = self.job.dataset.clip(index).run_bytes(run..run + 1);
+        let bytes = at.end - at.start;
         let others = self.fillers.iter().enumerate().filter(|(i, _)| *i != filler);
         let held: Vec<u32> = others.filter_map(|(_, f)| f.open()).map(|open| open.slot).collect();
         let (table, dataset) = (&mut self.table, &self.dataset);

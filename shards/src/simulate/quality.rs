@@ -24,7 +24,7 @@ pub fn quality(job: &Job) -> Quality {
         Keyed::new("order in a batch", "", &[step]).shuffle(&mut batch);
         batch
     };
-    let order: Vec<u32> = (0..job.plan.steps_per_epoch()).flat_map(batch).collect();
+    let order: Vec<u32> = (0..job.plan.steps_per_epoch(0)).flat_map(batch).collect();
     let mut random = order.clone();
     random.sort_unstable();
     Keyed::new("true permutation", "", &[]).shuffle(&mut random);

@@ -1,7 +1,7 @@
 //! An index made up from a few numbers, for a dataset that does not exist yet.
 
 use crate::format::{
-    ClipMeta, Codec, DataFile, Dataset, FORMAT, Manifest, ObjectRef, RUN_FRAMES, Totals, VERSION, run_count,
+    ClipMeta, Clips, Codec, DataFile, Dataset, FORMAT, Manifest, ObjectRef, RUN_FRAMES, Totals, VERSION, run_count,
 };
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -30,9 +30,11 @@ pub fn synthetic(spec: &Synthetic, split: &str) -> Result<Dataset> {
     if count == 0 || frames == 0 || frame_bytes == 0 || !(fps.is_finite() && fps > 0.0) {
         return Err(Error::Usage("simulate clips without number, frames, bytes or frame rate".into()));
     }
-    let ends = |run: u32| u64::from((run * RUN_FRAMES).min(frames)) * frame_bytes;
-    let run_offsets: Vec<u64> = (0..=run_count(frames)).map(ends).collect();
-    let bytes = frame_bytes * u64::from(frames);
+    let too_large = || Error::Usage(format!("simulate clips of {frames} x {frame_bytes} bytes: 2^32 is the most"));
+    let bytes = u64::from(frames).checked_mul(frame_bytes).filter(|b| u32::try_from(*b).is_ok());
+    let bytes = bytes.ok_or_else(too_large)?;
+    let ends = |run: u32| (run * RUN_FRAMES).min(frames) * frame_bytes as u32;
+    let run_offsets: Vec<u32> = (0..=run_count(frames)).map(ends).collect();
     let a_file = (file_bytes / bytes).max(1);
     let split: Arc<str> = split.into();
     let clip = |number: u32| ClipMeta {
@@ -53,7 +55,10 @@ pub fn synthetic(spec: &Synthetic, split: &str) -> Result<Dataset> {
         run_offsets: run_offsets.clone(),
         run_crcs: vec![0; run_offsets.len() - 1],
     };
-    let clips: Vec<ClipMeta> = (0..count).map(clip).collect();
+    let mut clips = Clips::default();
+    for number in 0..count {
+        clips.push(clip(number).view()).map_err(Error::Stopped)?;
+    }
     let nothing = |key: &str| ObjectRef { key: key.into(), bytes: 0, sha256: String::new() };
     let file = |number: u64| {
         let rows = a_file.min(u64::from(count) - number * a_file);

@@ -23,7 +23,7 @@ fn job(folder: &TempDir, runtime: &Runtime, repeats: u32) -> Job {
         clips: clips.len() as u64,
         lanes: 8,
         global_batch: 8,
-        drop_last: false,
+        ..PlanSpec::default()
     };
     let scale = Scale::ShortSide { min: 16, max: 22 };
     Job {
@@ -38,7 +38,7 @@ fn job(folder: &TempDir, runtime: &Runtime, repeats: u32) -> Job {
 
 /// The counters of real streams, by node and epoch; every rank of a node has a hold of its own on its cache.
 fn real(job: &Job, runtime: &Runtime, cluster: &Cluster) -> Vec<Vec<Counts>> {
-    let steps = job.plan.steps_per_epoch();
+    let steps = job.plan.steps_per_epoch(0);
     let node = |number: u32| {
         let folder = tempfile::tempdir().unwrap();
         let ranks = number * cluster.workers_per_node..cluster.workers.min((number + 1) * cluster.workers_per_node);
@@ -110,7 +110,7 @@ fn eight_workers_then_two_then_eight_see_the_same_batches_and_one_cache() {
     // A window over the whole clip: every epoch shows the same runs.
     let clip = ClipSpec { frames: 6, sampling_rate: 16, fps: None, single_frame: false };
     let job = Job { clip, ..job(&folder, &runtime, 1) };
-    let steps = job.plan.steps_per_epoch();
+    let steps = job.plan.steps_per_epoch(0);
     let shared = tempfile::tempdir().unwrap();
     let stream = |rank, world, part: std::ops::Range<u64>, cache| {
         let pass = TrainPass {
@@ -166,7 +166,7 @@ fn a_cache_of_half_the_data_hits_half_of_it() {
         clips: clips.len() as u64,
         lanes,
         global_batch: 8,
-        drop_last: false,
+        ..PlanSpec::default()
     };
     let job = Job {
         plan: Arc::new(Plan::new(plan(8, &clips)).unwrap()),

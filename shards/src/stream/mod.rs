@@ -17,7 +17,7 @@ use crate::format::{ClipIndex, Dataset};
 use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::{Error, Result};
-use batches::Batches;
+pub(crate) use batches::{BatchPlan, Batches};
 use pipeline::Pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

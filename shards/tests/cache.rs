@@ -125,7 +125,8 @@ fn writers_killed_at_any_point_leave_nothing_wrong_and_nothing_behind() {
 fn two_jobs_share_one_cache() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open(folder.path(), LIMIT, DIGESTS[0]).unwrap();
-    let mut children: Vec<_> = [(0, 0), (0, 200), (1, 0)].map(|(d, from)| writer(folder.path(), d, from)).into();
+    let mut children: Vec<_> =
+        [(0, 0), (0, 200), (1, 0)].map(|(d, from)| writer(folder.path(), d, from)).into();
     for (_, out) in &mut children {
         wait_for(out, 60);
         assert!(used(folder.path()) <= LIMIT);

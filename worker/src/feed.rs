@@ -2,6 +2,7 @@
 
 use crate::{Result, checkpoint::layout::Place, session::Assignment};
 use configs::Config;
+pub use shards::job::{clip_spec, stages};
 use shards::{
     cache::Cache,
     format::Dataset,
@@ -12,7 +13,6 @@ use shards::{
         View,
     },
 };
-pub use shards::job::{clip_spec, stages};
 use std::sync::Arc;
 use tokio::runtime::Handle;
 

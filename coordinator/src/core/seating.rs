@@ -98,7 +98,9 @@ mod tests {
                 for action in core.handle(now, event) {
                     match action {
                         Action::Record { generation, .. } => events.push(Event::Recorded { generation }),
-                        Action::Send { directive: Directive::Assigned { members: m, .. }, .. } => members = Some(m),
+                        Action::Send { directive: Directive::Assigned { members: m, .. }, .. } => {
+                            members = Some(m)
+                        }
                         _ => {}
                     }
                 }

@@ -116,9 +116,7 @@ fn main() -> ExitCode {
         Command::Ingest(args) => run_ingest(args),
         Command::Inspect(args) => run_inspect(&args),
         Command::Verify(args) => run_verify(&args),
-        Command::Simulate(args) => {
-            runtime().and_then(|runtime| say(&simulation::command(&args, &runtime)?))
-        }
+        Command::Simulate(args) => runtime().and_then(|runtime| say(&simulation::command(&args, &runtime)?)),
     };
     outcome.unwrap_or_else(|e| {
         let mut text = e.to_string();

@@ -55,7 +55,9 @@ impl Geometry {
 
     /// The most bytes that the cache's files can take.
     pub fn bytes(&self) -> u64 {
-        HEADER + (u64::from(self.slots) * ENTRY).next_multiple_of(PAGE) + u64::from(self.slots) * self.slot_bytes
+        HEADER
+            + (u64::from(self.slots) * ENTRY).next_multiple_of(PAGE)
+            + u64::from(self.slots) * self.slot_bytes
     }
 
     fn records(&self) -> u32 {

@@ -7,9 +7,7 @@
 //! slot-00042   index records, then runs; readers and its one writer hold shared locks
 //! ```
 
-use super::core::{
-    CHANCES, DatasetTag, ENTRY, Geometry, HEADER, Open, Place, RECORD, Slot, Table, payload,
-};
+use super::core::{CHANCES, DatasetTag, ENTRY, Geometry, HEADER, Open, Place, RECORD, Slot, Table, payload};
 use crate::format::crc32c;
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{File, OpenOptions};
@@ -214,7 +212,8 @@ fn tidy(
     geometry: Geometry,
     dataset: &DatasetTag,
 ) -> io::Result<()> {
-    let same_cut = |g: &Geometry| (g.slot_bytes, g.index_bytes) == (geometry.slot_bytes, geometry.index_bytes);
+    let same_cut =
+        |g: &Geometry| (g.slot_bytes, g.index_bytes) == (geometry.slot_bytes, geometry.index_bytes);
     let mut table = match found.filter(same_cut) {
         Some(_) => read_table(file, geometry)?,
         None => Table::new(geometry),

@@ -3,6 +3,7 @@
 //! ```text
 //! core.rs   what is kept and what makes room: pure; the simulator runs it too
 //! disk.rs   the folder: locks, table, slot files
+//! writer.rs writes what was offered, behind the reader's back
 //! ```
 //!
 //! The limit is cut into slots, files of at most 64 MiB (see [`core`]). A process appends runs to one slot
@@ -26,11 +27,13 @@ mod core;
 mod disk;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 pub use core::{DatasetTag, Filler, Geometry, Open, Place, Table};
 pub use disk::RunKey;
 
 use crate::format::crc32c;
+use crate::inspect::size;
 use crate::{Error, Result};
 use bytes::Bytes;
 use disk::Folder;
@@ -42,6 +45,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use writer::{Message, Writer};
 
 /// Ceiling on the bytes of runs that wait to be written; what comes beyond is not kept.
 pub const PENDING_BYTES: u64 = 64 << 20;
@@ -71,6 +75,16 @@ pub struct Stats {
     pub bypassed: u64,
     /// Runs found but not what the index says; they count as misses, too.
     pub damaged: u64,
+}
+
+impl std::fmt::Display for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let part = 100.0 * self.hits as f64 / (self.hits + self.misses).max(1) as f64;
+        write!(f, "{part:.1} % of {} runs found ({})", self.hits + self.misses, size(self.hit_bytes))?;
+        write!(f, ", {} written", size(self.written_bytes))?;
+        let rare = [(self.evicted, "thrown out"), (self.bypassed, "not kept"), (self.damaged, "damaged")];
+        rare.iter().filter(|(n, _)| *n > 0).try_for_each(|(n, what)| write!(f, ", {n} {what}"))
+    }
 }
 
 /// One process's hold on a node's cache, for one dataset. Dropped, it writes what waits.
@@ -107,11 +121,6 @@ struct Known {
     slots: Vec<(u32, u32)>,
 }
 
-enum Message {
-    Run(RunKey, Bytes),
-    Flush(mpsc::Sender<()>),
-}
-
 impl Cache {
     /// Opens or makes the cache in `folder` for a dataset, by [`crate::format::Dataset::digest`].
     ///
@@ -121,7 +130,6 @@ impl Cache {
         let failed = |source| Error::Io { path: format!("the cache in {}", folder.display()), source };
         let dataset = tag(digest);
         let opened = Folder::open(folder, limit, &dataset).map_err(failed)?;
-        let filler = Filler::new(opened.geometry);
         let shared = Arc::new(Shared {
             path: folder.into(),
             known: Mutex::new(Known {
@@ -142,7 +150,7 @@ impl Cache {
         });
         shared.refresh(&mut shared.known()).map_err(failed)?;
         let (queue, messages) = mpsc::channel();
-        let writer = Writer { shared: shared.clone(), filler, file: None };
+        let writer = Writer::new(shared.clone());
         let writer = std::thread::Builder::new()
             .name("cache".into())
             .spawn(move || writer.run(&messages))
@@ -317,75 +325,5 @@ impl Shared {
     fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing in it is ever half done: the worst of a panic is a run not known.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Writes behind the reader's back.
-struct Writer {
-    shared: Arc<Shared>,
-    filler: Filler,
-    /// Of the filler's slot; open, it is locked.
-    file: Option<File>,
-}
-
-impl Writer {
-    fn run(mut self, messages: &mpsc::Receiver<Message>) {
-        for message in messages {
-            match message {
-                Message::Run(key, run) => {
-                    self.take(key, &run);
-                    self.shared.pending.fetch_sub(run.len() as u64, Relaxed);
-                }
-                Message::Flush(done) => drop(done.send(())),
-            }
-        }
-    }
-
-    fn take(&mut self, key: RunKey, run: &[u8]) {
-        let shared = self.shared.clone();
-        if shared.off.load(Relaxed) {
-            shared.bypassed.fetch_add(1, Relaxed);
-            return;
-        }
-        match self.write(key, run) {
-            Ok(true) => {}
-            Ok(false) => {
-                shared.bypassed.fetch_add(1, Relaxed);
-            }
-            Err(e) => {
-                shared.off.store(true, Relaxed);
-                shared.bypassed.fetch_add(1, Relaxed);
-                tracing::warn!(
-                    "the cache in {} cannot be written ({e}); this process goes on without adding to it: \
-                     free some space or choose another data.cache.folder",
-                    shared.path.display()
-                );
-            }
-        }
-    }
-
-    /// False where the run is not kept.
-    fn write(&mut self, key: RunKey, run: &[u8]) -> io::Result<bool> {
-        let shared = self.shared.clone();
-        if shared.known().runs.contains_key(&key) {
-            return Ok(true);
-        }
-        let (folder, file) = (&shared.folder, &mut self.file);
-        let place = self.filler.place(run.len() as u64, |full| {
-            let claimed = folder.claim(full.zip(file.take()), &shared.dataset)?;
-            Ok::<_, io::Error>(claimed.map(|(open, taken)| {
-                shared.evicted.fetch_add(open.evicted.into(), Relaxed);
-                *file = Some(taken);
-                open
-            }))
-        })?;
-        let (Some(place), Some(file), Some(open)) = (place, &self.file, self.filler.open()) else {
-            return Ok(false);
-        };
-        folder.append(file, &place, key, run)?;
-        folder.publish(open, false)?;
-        shared.written_bytes.fetch_add(run.len() as u64, Relaxed);
-        shared.refresh(&mut shared.known())?;
-        Ok(true)
     }
 }

@@ -57,6 +57,7 @@ fn what_is_offered_is_found_by_everyone_and_after_a_restart() {
     let stats = a.stats();
     assert_eq!((stats.hits, stats.misses, stats.hit_bytes), (20, 5, 100_000));
     assert_eq!((stats.written_bytes, stats.evicted, stats.bypassed, stats.damaged), (50_000, 0, 0, 0));
+    assert_eq!(stats.to_string(), "80.0 % of 25 runs found (97.7 KiB), 48.8 KiB written");
     put(&b, 0..10, 5000);
     assert_eq!(b.stats().written_bytes, 50_000, "what is here is not written again");
     drop((a, b));

@@ -83,17 +83,15 @@ pub fn command(args: &Args, runtime: &Runtime) -> Result<String> {
     if args.clips_per_second.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
         return Err(Error::Usage("simulate with --clips-per-second: it must be above 0".into()));
     }
-    let mut report =
-        Report::new(job.clips.len() as u64, job.plan.steps_per_epoch(0), cache, quality(&job));
+    let mut report = Report::new(job.clips.len() as u64, job.plan.steps_per_epoch(0), cache, quality(&job));
     let workers = if args.workers.is_empty() { vec![config.cluster.workers] } else { args.workers.clone() };
     for workers in workers {
         let cluster = Cluster { workers, workers_per_node: args.workers_per_node, cache };
         report.add(&cluster, &simulate(&job, &cluster)?, &pace);
     }
     match args.json {
-        true => {
-            serde_json::to_string_pretty(&report).map_err(|e| Error::Stopped(format!("print the report: {e}")))
-        }
+        true => serde_json::to_string_pretty(&report)
+            .map_err(|e| Error::Stopped(format!("print the report: {e}"))),
         false => Ok(report.text().trim_end().into()),
     }
 }

@@ -160,7 +160,9 @@ impl<'a> Node<'a> {
             Ok::<_, crate::Error>(open)
         };
         // The closure never fails.
-        let Ok(Some(Place { slot, generation, .. })) = self.fillers[filler].place(bytes, claim) else { return };
+        let Ok(Some(Place { slot, generation, .. })) = self.fillers[filler].place(bytes, claim) else {
+            return;
+        };
         if let Some(open) = self.fillers[filler].open() {
             self.table.publish(open, false);
         }

@@ -121,8 +121,9 @@ fn epoch(epoch: usize, nodes: &[Counts], cluster: &Cluster, pace: &Pace) -> Epoc
     let total = nodes.iter().fold(Counts::default(), Counts::plus);
     let most = |f: fn(&Counts) -> u64| nodes.iter().map(f).max().unwrap_or(0);
     let at_once = pace.requests_at_once.max(1) as f64 * f64::from(cluster.workers_per_node);
-    let compute =
-        pace.clips_per_second.map_or(0.0, |c| most(|n| n.views) as f64 / c / f64::from(cluster.workers_per_node));
+    let compute = pace
+        .clips_per_second
+        .map_or(0.0, |c| most(|n| n.views) as f64 / c / f64::from(cluster.workers_per_node));
     let bounds = [
         (Bound::Bandwidth, most(|n| n.bytes) as f64 * 8.0 / pace.bandwidth),
         (Bound::Latency, most(|n| n.requests) as f64 * pace.latency / at_once),

@@ -1,7 +1,8 @@
 //! An index made up from a few numbers, for a dataset that does not exist yet.
 
 use crate::format::{
-    ClipMeta, Clips, Codec, DataFile, Dataset, FORMAT, Manifest, ObjectRef, RUN_FRAMES, Totals, VERSION, run_count,
+    ClipMeta, Clips, Codec, DataFile, Dataset, FORMAT, Manifest, ObjectRef, RUN_FRAMES, Totals, VERSION,
+    run_count,
 };
 use crate::{Error, Result};
 use std::sync::Arc;
@@ -30,7 +31,8 @@ pub fn synthetic(spec: &Synthetic, split: &str) -> Result<Dataset> {
     if count == 0 || frames == 0 || frame_bytes == 0 || !(fps.is_finite() && fps > 0.0) {
         return Err(Error::Usage("simulate clips without number, frames, bytes or frame rate".into()));
     }
-    let too_large = || Error::Usage(format!("simulate clips of {frames} x {frame_bytes} bytes: 2^32 is the most"));
+    let too_large =
+        || Error::Usage(format!("simulate clips of {frames} x {frame_bytes} bytes: 2^32 is the most"));
     let bytes = u64::from(frames).checked_mul(frame_bytes).filter(|b| u32::try_from(*b).is_ok());
     let bytes = bytes.ok_or_else(too_large)?;
     let ends = |run: u32| (run * RUN_FRAMES).min(frames) * frame_bytes as u32;

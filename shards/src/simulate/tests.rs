@@ -41,7 +41,8 @@ fn real(job: &Job, runtime: &Runtime, cluster: &Cluster) -> Vec<Vec<Counts>> {
     let steps = job.plan.steps_per_epoch(0);
     let node = |number: u32| {
         let folder = tempfile::tempdir().unwrap();
-        let ranks = number * cluster.workers_per_node..cluster.workers.min((number + 1) * cluster.workers_per_node);
+        let ranks =
+            number * cluster.workers_per_node..cluster.workers.min((number + 1) * cluster.workers_per_node);
         let open = |_| Arc::new(Cache::open(folder.path(), cluster.cache, &job.dataset.digest).unwrap());
         let caches: Vec<Arc<Cache>> = ranks.clone().map(open).collect();
         let epoch = |epoch: u64| {
@@ -69,7 +70,8 @@ fn real(job: &Job, runtime: &Runtime, cluster: &Cluster) -> Vec<Vec<Counts>> {
                     cache.flush();
                 }
                 let stats = stream.stats();
-                (counts.requests, counts.bytes) = (counts.requests + stats.requests, counts.bytes + stats.bytes);
+                (counts.requests, counts.bytes) =
+                    (counts.requests + stats.requests, counts.bytes + stats.bytes);
             }
             for (cache, before) in caches.iter().zip(before) {
                 let now = cache.stats();
@@ -133,7 +135,8 @@ fn eight_workers_then_two_then_eight_see_the_same_batches_and_one_cache() {
         // As after a restart of every process: each opens the folder anew.
         let open = |_| Arc::new(Cache::open(shared.path(), 64 << 20, &job.dataset.digest).unwrap());
         let caches: Vec<Arc<Cache>> = (0..world).map(open).collect();
-        let ranks = caches.iter().zip(0..).map(|(c, rank)| stream(rank, world, part.clone(), Some(c.clone())));
+        let ranks =
+            caches.iter().zip(0..).map(|(c, rank)| stream(rank, world, part.clone(), Some(c.clone())));
         let mut ranks: Vec<Stream> = ranks.collect();
         for step in part {
             let whole = alone.next().unwrap().unwrap();

@@ -133,6 +133,9 @@ impl<'a> Generation<'a> {
             self.report(&batch, &summary, lr, (per_epoch, total), began);
             let ended = self.position.step == total;
             if self.position.step_in_epoch == 0 || ended {
+                if let Some(found) = batches.cache_stats() {
+                    tracing::info!("the node's cache since this worker's start: {found}");
+                }
                 self.measure(ended)?;
             }
             if ended || self.position.is_due(&config.checkpoint) {

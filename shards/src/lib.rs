@@ -22,6 +22,7 @@ pub mod inspect;
 pub mod job;
 pub mod ledger;
 pub mod plan;
+pub mod publish;
 pub mod random;
 pub mod reader;
 pub mod sampling;
@@ -29,6 +30,7 @@ pub mod simulate;
 pub mod stream;
 #[cfg(test)]
 mod testing;
+pub mod tools;
 pub mod verify;
 pub mod writer;
 

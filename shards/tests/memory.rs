@@ -44,7 +44,7 @@ fn write_dataset(folder: &Path) {
     let file = file.finish().unwrap();
     let location = Location::parse(folder.to_str().unwrap()).unwrap();
     let runtime = tokio::runtime::Runtime::new().unwrap();
-    let stored = runtime.block_on(file.store(&location, "data/0.parquet")).unwrap();
+    let stored = runtime.block_on(file.store(&location, |_| "data/0.parquet".into())).unwrap();
     let index = encode_index(&file.rows).unwrap();
     let object = |key: &str, bytes: &[u8]| {
         std::fs::write(folder.join(key), bytes).unwrap();

@@ -78,6 +78,7 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
             peak_memory_bytes: r.peak_memory_bytes,
             grad_norm: r.grad_norm,
             skipped: r.skipped,
+            step_in_epoch: r.step_in_epoch,
             missing: r.missing,
         }),
         Notice::Eval(r) => Kind::Eval(v1::EvalReport {
@@ -142,6 +143,7 @@ fn step(r: v1::StepReport) -> StepReport {
         peak_memory_bytes: r.peak_memory_bytes,
         grad_norm: r.grad_norm,
         skipped: r.skipped,
+        step_in_epoch: r.step_in_epoch,
         missing: r.missing,
     }
 }

@@ -1,6 +1,6 @@
 //! Fetches just the runs of 16 frames that a view needs, by ranged GET, and verifies each one.
 
-use crate::format::{ClipIndex, ClipMeta, Dataset, RUN_FRAMES, crc32c};
+use crate::format::{Clip, ClipIndex, Dataset, RUN_FRAMES, crc32c};
 use crate::{Error, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -141,15 +141,15 @@ impl Reader {
     /// The runs of a span, fetched with `get`, each verified and if need be fetched again.
     async fn verified<F: Future<Output = Result<Bytes>>>(
         &self,
-        clip: &ClipMeta,
+        clip: Clip<'_>,
         span: Range<u32>,
         get: impl Fn(Range<u32>) -> F,
     ) -> Result<Vec<(u32, Bytes)>> {
         let whole = get(span.clone()).await?;
-        let base = clip.run_offsets[span.start as usize];
+        let base = clip.run_bytes(span.clone()).start;
         let mut runs = Vec::with_capacity(span.len());
         for run in span {
-            let at = byte_range(clip, &(run..run + 1));
+            let at = clip.run_bytes(run..run + 1);
             let part = (at.start - base) as usize..(at.end - base) as usize;
             // An answer that is too short is as wrong as one with a wrong CRC.
             let mut bytes = if part.end <= whole.len() { whole.slice(part) } else { Bytes::new() };
@@ -166,8 +166,8 @@ impl Reader {
         Ok(runs)
     }
 
-    async fn get(&self, clip: &ClipMeta, span: Range<u32>) -> Result<Bytes> {
-        let part = byte_range(clip, &span);
+    async fn get(&self, clip: Clip<'_>, span: Range<u32>) -> Result<Bytes> {
+        let part = clip.run_bytes(span.clone());
         let range = clip.offset + part.start..clip.offset + part.end;
         let key = self.dataset.file_key(clip);
         let file = &self.dataset.manifest.files[clip.file as usize];
@@ -197,7 +197,7 @@ impl Reader {
 
     /// The file is another object than was written. A copy into another bucket may well have another ETag, so its
     /// content decides, by size here and by CRC with every run from now on.
-    async fn look_at_replaced(&self, clip: &ClipMeta, run: u32) -> Result<()> {
+    async fn look_at_replaced(&self, clip: Clip<'_>, run: u32) -> Result<()> {
         let head = self.dataset.location.head(self.dataset.file_key(clip)).await;
         let (size, found) = match head {
             Ok((size, etag)) => (size, etag.unwrap_or_default()),
@@ -223,13 +223,13 @@ impl Reader {
         Ok(())
     }
 
-    fn found_etag(&self, clip: &ClipMeta) -> Option<String> {
+    fn found_etag(&self, clip: Clip<'_>) -> Option<String> {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner).get(&clip.file).cloned()
     }
 
     /// The error of a run that is wrong for good: one of which only `found` bytes came may lie at a cut-off end.
-    async fn worded(&self, clip: &ClipMeta, run: u32, why: String, found: u64) -> Error {
-        let part = byte_range(clip, &(run..run + 1));
+    async fn worded(&self, clip: Clip<'_>, run: u32, why: String, found: u64) -> Error {
+        let part = clip.run_bytes(run..run + 1);
         if found < part.end - part.start
             && let Ok((size, _)) = self.dataset.location.head(self.dataset.file_key(clip)).await
             && size < clip.offset + part.end
@@ -239,24 +239,24 @@ impl Reader {
         self.damaged(clip, run, why)
     }
 
-    fn missing(&self, clip: &ClipMeta, run: u32) -> Error {
+    fn missing(&self, clip: Clip<'_>, run: u32) -> Error {
         self.damaged(clip, run, "the manifest names the file but it is missing".into())
     }
 
     /// The error of a span that ends beyond its file of `size` bytes.
-    fn cut_off(&self, clip: &ClipMeta, span: &Range<u32>, size: u64) -> Error {
+    fn cut_off(&self, clip: Clip<'_>, span: &Range<u32>, size: u64) -> Error {
         let whole = self.dataset.manifest.files[clip.file as usize].bytes;
-        let run = span.clone().find(|&r| clip.offset + clip.run_offsets[r as usize + 1] > size);
+        let run = span.clone().find(|&r| clip.offset + clip.run_bytes(r..r + 1).end > size);
         let why = format!("the file is cut off: {size} bytes of {whole}");
         self.damaged(clip, run.unwrap_or(span.start), why)
     }
 
-    fn unread(&self, clip: &ClipMeta, run: u32, source: storage::Error) -> Error {
+    fn unread(&self, clip: Clip<'_>, run: u32, source: storage::Error) -> Error {
         Error::Unread { clip: clip.clip_id.to_string(), run, source }
     }
 
     /// The error that names file, clip and run.
-    pub fn damaged(&self, clip: &ClipMeta, run: u32, why: String) -> Error {
+    pub fn damaged(&self, clip: Clip<'_>, run: u32, why: String) -> Error {
         let file = &self.dataset.manifest.files[clip.file as usize];
         let why = match (self.found_etag(clip), &file.etag) {
             (Some(found), Some(expected)) => {
@@ -267,15 +267,15 @@ impl Reader {
         Error::DamagedClip { file: self.url(clip), clip: clip.clip_id.to_string(), run, why }
     }
 
-    fn url(&self, clip: &ClipMeta) -> String {
+    fn url(&self, clip: Clip<'_>) -> String {
         self.dataset.location.url_of(self.dataset.file_key(clip))
     }
 }
 
 /// Bytes that [`Reader::fetch`] asks for.
-pub fn fetch_bytes(clip: &ClipMeta, frames: &[u32]) -> u64 {
+pub fn fetch_bytes(clip: Clip<'_>, frames: &[u32]) -> u64 {
     let size = |span| {
-        let at = byte_range(clip, &span);
+        let at = clip.run_bytes(span);
         at.end - at.start
     };
     spans(frames).into_iter().map(size).sum()
@@ -293,13 +293,8 @@ fn spans(frames: &[u32]) -> Vec<Range<u32>> {
     spans
 }
 
-/// Where runs lie, relative to the payload. The offsets were checked when the dataset was opened.
-fn byte_range(clip: &ClipMeta, span: &Range<u32>) -> Range<u64> {
-    clip.run_offsets[span.start as usize]..clip.run_offsets[span.end as usize]
-}
-
-fn check(clip: &ClipMeta, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {
-    let at = byte_range(clip, &(run..run + 1));
+fn check(clip: Clip<'_>, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {
+    let at = clip.run_bytes(run..run + 1);
     let (expected, length) = (clip.run_crcs[run as usize], at.end - at.start);
     if bytes.len() as u64 != length {
         return Err(format!("{} bytes came, not {length}", bytes.len()));
@@ -343,7 +338,7 @@ mod tests {
         let location = write_dataset(folder.path(), Codec::Raw, &[(70, 24, 16)]);
         let dataset = Arc::new(Dataset::open(&location).await.unwrap());
         let (reader, clip) = (Reader::new(dataset.clone(), RequestPolicy::default()).unwrap(), ClipIndex(0));
-        let run = dataset.clip(clip).run_offsets[1];
+        let run = dataset.clip(clip).run_bytes(0..1).end;
         for (frames, runs, stats) in [
             (vec![20, 33], vec![1, 2], Stats { bytes: 2 * run, requests: 1, needed: 2 * run, ..NONE }),
             (vec![0, 40], vec![0, 2], Stats { bytes: 4 * run, requests: 3, needed: 4 * run, ..NONE }),

@@ -4,7 +4,7 @@ use crate::{Result, checkpoint::layout::Place, session::Assignment};
 use configs::Config;
 use shards::{
     format::Dataset,
-    plan::{Plan, PlanSpec},
+    plan::{Plan, PlanSpec, Shape, Stage},
     stream::{
         Augment, ClipSpec, ColorJitter, Erasing, EvalPass, OnDamage, RandAugment, Scale, Stream,
         StreamOptions, TestSampling, TrainPass, View,
@@ -35,12 +35,19 @@ impl Feed<'_> {
             lanes: data.lanes,
             global_batch: train.global_batch,
             drop_last: data.drop_last,
+            stages: stages(self.config),
         })?))
+    }
+
+    /// The same without the shapes of multigrid training: every step is one global batch of full clips.
+    pub fn plain_plan(&self) -> Result<Arc<Plan>> {
+        let spec = self.plan()?.spec().clone();
+        Ok(Arc::new(Plan::new(PlanSpec { stages: vec![], ..spec })?))
     }
 
     /// Steps of the whole job.
     pub fn total_steps(&self, plan: &Plan) -> u64 {
-        let all = self.config.train.epochs * plan.steps_per_epoch();
+        let all = plan.first_step(self.config.total_epochs());
         self.config.train.max_steps.map_or(all, |max| max.min(all))
     }
 
@@ -149,6 +156,22 @@ pub fn request_policy(requests: &configs::Requests) -> RequestPolicy {
         hedge_after: requests.hedge_after,
         hedge_share: requests.hedge_share,
     }
+}
+
+/// The shapes of multigrid training; none in a plain job.
+pub fn stages(config: &Config) -> Vec<Stage> {
+    if config.train.multigrid.is_none() {
+        return vec![];
+    }
+    let shape = |s: &configs::StepShape| Shape { batch: s.batch, frames: s.frames, side: s.crop };
+    let stage = |s: &configs::Stage| Stage { end: s.end, cycle: s.cycle.iter().map(shape).collect() };
+    config.stages().iter().map(stage).collect()
+}
+
+/// The fractional epoch at which a step begins.
+pub fn fraction(plan: &Plan, epoch: u64, step: u64) -> f64 {
+    let steps = plan.steps_per_epoch(epoch);
+    (epoch * steps + step) as f64 / steps as f64
 }
 
 /// The temporal window of the job's clips.

@@ -94,6 +94,7 @@ pub struct StepReport {
     pub peak_memory_bytes: u64,
     pub grad_norm: f64,
     pub skipped: bool,
+    pub step_in_epoch: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
 }

@@ -3,7 +3,8 @@
 use super::{generation::Generation, now};
 use crate::{Result, checkpoint::layout::Place, ema::Ema, evaluate, metrics::Tally, restore::Judge};
 use collective::{ReduceOp, foreach_copy};
-use configs::Ensemble;
+use configs::{BatchNorm, Ensemble};
+use models::NormMode;
 use proto::v1::{self, worker_message::Kind as Message};
 use tch::{Kind, Tensor};
 
@@ -104,14 +105,16 @@ impl Generation<'_> {
         let mut sums: Vec<(Tensor, Tensor)> =
             pairs.iter().map(|(mean, var)| Ok((zeros(mean)?, zeros(var)?))).collect::<Result<_>>()?;
         let feed = self.job.feed();
-        let plan = feed.plan()?;
-        let from = Place {
-            epoch: self.position.epoch,
-            step_in_epoch: 0,
-            step: self.position.epoch * plan.steps_per_epoch(),
-        };
-        let mut stream =
-            feed.train(&plan, &self.at, from, from.step + batches.min(plan.steps_per_epoch()))?;
+        // Of the shape that an evaluation shows, whatever the steps of multigrid training show.
+        let plan = feed.plain_plan()?;
+        let epoch = self.position.epoch;
+        let from = Place { epoch, step_in_epoch: 0, step: plan.first_step(epoch) };
+        let batches = batches.min(plan.steps_per_epoch(epoch));
+        let mut stream = feed.train(&plan, &self.at, from, from.step + batches)?;
+        if let BatchNorm::SubBatch { clips } = self.job.config.train.batch_norm {
+            self.state.model.set_norm_mode(NormMode::SubBatch(clips.into()));
+            self.shape.short = 1;
+        }
         let mut clips = 0.0;
         self.state.model.set_norm_momentum(1.0);
         while let Some(batch) = stream.next()? {

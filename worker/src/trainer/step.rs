@@ -81,7 +81,8 @@ impl Generation<'_> {
     /// global batch shows: sum / shown x world, which the reducer divides by world.
     fn passes(&mut self, batch: &Batch) -> Result<Local> {
         let shown = batch.labels.len();
-        let most = self.job.config.train.micro_batch.map_or(usize::MAX, |n| n as usize);
+        // Smaller clips: as much memory holds more of them.
+        let most = self.job.config.train.micro_batch.map_or(usize::MAX, |n| (n * self.shape.batch) as usize);
         let mut parts: Vec<Range<usize>> = (0..shown)
             .step_by(most.min(shown.max(1)))
             .map(|a| a..shown.min(a.saturating_add(most)))
@@ -108,7 +109,7 @@ impl Generation<'_> {
     fn fullest_share(&self) -> usize {
         let (data, train) = (&self.job.config.data, &self.job.config.train);
         let lanes = data.lanes.div_ceil(self.at.world as u32);
-        (lanes * (train.global_batch / data.lanes) * data.augment.repeats) as usize
+        (lanes * (train.global_batch / data.lanes) * self.shape.batch * data.augment.repeats) as usize
     }
 
     /// Forward and backward of a part of the batch. Gradients add up; `exchange`: over the ranks too.

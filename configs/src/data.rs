@@ -44,6 +44,9 @@ pub struct Data {
     /// How the dataset's store is asked for clips.
     #[serde(default)]
     pub requests: Requests,
+    /// Fetched clips are kept on the node's own disk; absent: they are not.
+    #[serde(default)]
+    pub cache: Option<DataCache>,
     pub augment: Augment,
     /// One central view a clip, for the accuracy during training.
     pub eval: EvalCrop,
@@ -115,6 +118,16 @@ impl Default for Requests {
             hedge_share: 0.1,
         }
     }
+}
+
+/// A cache on the node's own disk, shared by all its workers and jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataCache {
+    /// A folder of its own, the same in every job of the node.
+    pub folder: String,
+    /// Bytes that its files never exceed, all processes together.
+    pub limit: Bytes,
 }
 
 /// How the epoch's order is drawn.

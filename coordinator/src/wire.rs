@@ -31,6 +31,7 @@ pub fn hello(h: v1::Hello) -> Hello {
     Hello {
         protocol_version: h.protocol_version,
         name: h.worker,
+        node: h.node,
         device: h.device,
         config_digest: h.config_digest,
         dataset_digest: h.dataset_digest,

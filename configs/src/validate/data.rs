@@ -40,6 +40,9 @@ impl Rules<'_> {
         }
         self.augment(a)?;
         self.requests(&d.requests)?;
+        if let Some(cache) = &d.cache {
+            self.require(!cache.folder.is_empty(), "data.cache.folder", "it is empty; name a folder")?;
+        }
         if let Some(n) = d.nominal {
             self.positive("data.nominal.clips", n.clips as f64)?;
             self.positive("data.nominal.classes", n.classes.into())?;

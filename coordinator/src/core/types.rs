@@ -60,6 +60,8 @@ pub struct Hello {
     pub protocol_version: u32,
     /// Unique name: host-pid-device.
     pub name: String,
+    /// The host; empty where the worker does not say.
+    pub node: String,
     pub device: String,
     pub config_digest: String,
     pub dataset_digest: String,

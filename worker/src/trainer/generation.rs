@@ -138,6 +138,9 @@ impl<'a> Generation<'a> {
             let ended = self.position.step == total;
             if self.position.step_in_epoch == 0 || ended {
                 self.tell_reads(&batches.stats());
+                if let Some(found) = batches.cache_stats() {
+                    tracing::info!("the node's cache since this worker's start: {found}");
+                }
                 self.measure(ended)?;
             }
             if ended || self.position.is_due(&config.checkpoint) {

@@ -23,7 +23,7 @@ pub enum Error {
     DamagedClip { file: String, clip: String, run: u32, why: String },
     /// The store would not give a part of one clip, also after it was asked again.
     #[error("read clip {clip:?}, run {run}: the store failed to {source}")]
-    Unread { clip: String, run: u32, source: storage::Error },
+    Unread { clip: String, run: u32, source: Box<storage::Error> },
     /// The store failed.
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -40,7 +40,8 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Usage(_) | Error::NotADataset { .. } | Error::NewerVersion { .. } => true,
-            Error::Storage(e) | Error::Unread { source: e, .. } => e.is_usage(),
+            Error::Storage(e) => e.is_usage(),
+            Error::Unread { source, .. } => source.is_usage(),
             _ => false,
         }
     }

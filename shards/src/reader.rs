@@ -285,7 +285,7 @@ impl Reader {
     }
 
     fn unread(&self, clip: Clip<'_>, run: u32, source: storage::Error) -> Error {
-        Error::Unread { clip: clip.clip_id.to_string(), run, source }
+        Error::Unread { clip: clip.clip_id.to_string(), run, source: source.into() }
     }
 
     /// The error that names file, clip and run.

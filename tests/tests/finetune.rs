@@ -73,7 +73,7 @@ fn clips_of_several_labels_are_trained_and_judged_by_precision() {
     fs::write(&config, SWIN).expect("written");
     let set = [
         format!("data.url={data}"),
-        "train.loss={ kind = \"bce\" }".into(),
+        "loss={ kind = \"bce\" }".into(),
         "train.eval_every_epochs=1".into(),
         "train.max_steps=6".into(),
     ];
@@ -92,7 +92,7 @@ fn clips_of_several_labels_are_trained_and_judged_by_precision() {
     // "even" and "odd" are half of the clips each: no ranking of 14 classes is as bad as none.
     assert!(map(&result).is_some_and(|m| m > 0.05 && m <= 1.0), "{result}");
     refused(
-        &["train", &path(&config), "--dry-run", "--set", "train.loss={ kind = \"bces\" }"],
-        &["train.loss", "bces"],
+        &["train", &path(&config), "--dry-run", "--set", "loss={ kind = \"bces\" }"],
+        &["loss", "bces"],
     );
 }

@@ -1,6 +1,8 @@
 //! Bytes that nobody wrote: manifests, indexes and frames changed at random give an error or a dataset, never a
 //! panic, and never take memory that the bytes do not account for.
 
+#![allow(clippy::unwrap_used)]
+
 use bytes::Bytes;
 use peak_alloc::PeakAlloc;
 use proptest::prelude::*;

@@ -1,6 +1,8 @@
 //! A flipped byte in the data of a job: it stops and says where, or goes on without the clip, in the same way on
 //! any number of workers.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{collections::BTreeMap, path::Path};
 use tests::{
     data,

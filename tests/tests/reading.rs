@@ -1,5 +1,7 @@
 //! Reading a dataset from a folder, from S3 and from S3 on a bad day: the same bytes, the same refusals.
 
+#![allow(clippy::unwrap_used)]
+
 use futures::future::try_join_all;
 use shards::{
     Error,

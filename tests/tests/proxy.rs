@@ -1,5 +1,7 @@
 //! Each fault of the fault proxy, seen by a plain client of a real S3 server behind it.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     io::{ErrorKind, Read, Write},
     net::TcpStream,

@@ -25,6 +25,9 @@ pub enum Error {
     /// A checkpoint is damaged or unfinished; the one before may do.
     #[error("use the checkpoint {url}: {why}")]
     Checkpoint { url: String, why: String },
+    /// The weights that a job shall begin with belong to another network.
+    #[error("begin with the weights of {url}: {source}")]
+    Init { url: String, source: models::Error },
     /// The coordinator does not answer or hung up.
     #[error("reach the coordinator at {address}: {why}")]
     Coordinator { address: String, why: String },
@@ -71,7 +74,7 @@ impl Error {
             Error::Usage(_) | Error::Rejected(_) | Error::Config(_) => 2,
             Error::Storage(e) if e.is_usage() => 2,
             Error::Data(e) if e.is_usage() => 2,
-            Error::Model(e) if e.is_usage() => 2,
+            Error::Model(source) | Error::Init { source, .. } if source.is_usage() => 2,
             _ => 1,
         }
     }

@@ -41,7 +41,8 @@ pub fn command(args: TwinArgs) -> Result<()> {
     let config = Config::read(&args.config, &args.set)?;
     let runtime = Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
     let dataset = Arc::new(runtime.block_on(Dataset::open(&Location::parse(&config.data.url)?))?);
-    let feed = Feed { config: &config, dataset: &dataset, runtime: runtime.handle(), threads: 1 };
+    let feed =
+        Feed { config: &config, dataset: &dataset, runtime: runtime.handle(), threads: 1, cache: None };
     let plan = feed.plan()?;
     let alone = Assignment { generation: 1, rank: 0, world: 1, members: vec![] };
     let total = feed.total_steps(&plan);

@@ -2,7 +2,7 @@
 
 use super::Error;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use storage::Location;
 
 /// Everything the metrics tell.
@@ -48,6 +48,9 @@ pub(crate) struct Step {
     pub exchange_wait_seconds: f64,
     #[serde(default)]
     pub peak_memory_bytes: u64,
+    /// Damaged clips that it was taken without.
+    #[serde(default)]
+    pub missing: Vec<String>,
 }
 
 /// One evaluation during training.
@@ -156,6 +159,11 @@ impl History {
         self.total(seconds) / self.total(|s| s.step_seconds)
     }
 
+    /// Damaged clips that steps were taken without.
+    pub fn missing(&self) -> BTreeSet<&str> {
+        self.steps.values().flat_map(|s| &s.missing).map(String::as_str).collect()
+    }
+
     /// Most resident memory of the first rank.
     pub fn peak_memory(&self) -> u64 {
         self.steps.values().map(|s| s.peak_memory_bytes).max().unwrap_or(0)
@@ -201,6 +209,18 @@ pub(crate) mod tests {
             history.add("metrics", &text).unwrap();
         }
         history
+    }
+
+    #[test]
+    fn clips_that_steps_lack_are_told_once() {
+        let mut history = History::default();
+        for (step, missing) in [(1, r#"["b","a"]"#), (2, r#"["a"]"#)] {
+            let line = format!(
+                "{{\"kind\":\"step\",\"generation\":1,\"epoch\":0,\"step\":{step},\"loss\":1,\"clips\":6,\"step_seconds\":1,\"data_wait_seconds\":0,\"missing\":{missing},\"unix_ms\":1}}\n"
+            );
+            history.add("metrics", &line).unwrap();
+        }
+        assert_eq!(history.missing().into_iter().collect::<Vec<_>>(), ["a", "b"]);
     }
 
     #[test]

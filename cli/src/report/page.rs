@@ -202,6 +202,11 @@ fn facts(out: &mut String, run: &str, data: &str, history: &History, eval: &Eval
         ("Checkpoint evaluated", format!("step {}, after {} epochs", eval.step, eval.epoch)),
         ("Validation loss", format!("{:.4}", eval.loss)),
     ];
+    let missing = history.missing();
+    if !missing.is_empty() {
+        let names: Vec<&str> = missing.into_iter().collect();
+        rows.push(("Damaged clips left out", format!("{}: {}", names.len(), names.join(", "))));
+    }
     if !history.lost.is_empty() {
         rows.push(("Workers lost", history.lost.join("; ")));
     }

@@ -23,7 +23,7 @@ use crate::{Error, Result};
 use futures::StreamExt;
 use sha2::{Digest, Sha256};
 use std::{fs::File, io::Write};
-use storage::{Location, hex, sha256_hex};
+use storage::{Location, RequestPolicy, hex, sha256_hex};
 
 /// Key of the manifest.
 pub const MANIFEST_KEY: &str = "dataset.json";
@@ -129,8 +129,9 @@ async fn index_file(location: &Location, index: &ObjectRef) -> Result<File> {
     }
     let mut file = tempfile::tempfile().map_err(io)?;
     let mut digest = Sha256::new();
+    let reads = location.reads(RequestPolicy::default())?;
     let starts = (0..size).step_by(PART as usize);
-    let parts = starts.map(|start| location.get_range(&index.key, start..(start + PART).min(size)));
+    let parts = starts.map(|start| reads.get_range(&index.key, start..(start + PART).min(size), None));
     let mut parts = futures::stream::iter(parts).buffered(4);
     while let Some(part) = parts.next().await {
         let part = part?;

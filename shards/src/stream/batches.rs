@@ -12,8 +12,8 @@ use std::sync::Arc;
 
 /// One window of one clip and all its cuts.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Item {
-    pub(super) clip: ClipIndex,
+pub(crate) struct Item {
+    pub(crate) clip: ClipIndex,
     /// Place inside the split.
     pub(super) place: u32,
     pub(super) position: u64,
@@ -22,16 +22,16 @@ pub(super) struct Item {
     /// Label ids; none: unlabelled.
     pub(super) labels: Vec<i32>,
     /// Stored frames.
-    pub(super) frames: Vec<u32>,
-    pub(super) cuts: Vec<Cut>,
+    pub(crate) frames: Vec<u32>,
+    pub(crate) cuts: Vec<Cut>,
 }
 
 /// One batch to come.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct BatchPlan {
-    pub(super) epoch: u64,
+pub(crate) struct BatchPlan {
+    pub(crate) epoch: u64,
     pub(super) step: u64,
-    pub(super) items: Vec<Item>,
+    pub(crate) items: Vec<Item>,
     pub(super) shape: [usize; 5],
     /// Bytes of stored runs that it needs.
     pub(super) fetch_bytes: u64,
@@ -40,7 +40,7 @@ pub(super) struct BatchPlan {
 
 /// All batches of a pass, in order.
 #[derive(Debug)]
-pub(super) struct Batches {
+pub(crate) struct Batches {
     dataset: Arc<Dataset>,
     clips: Vec<ClipIndex>,
     clip: ClipSpec,
@@ -59,7 +59,7 @@ enum Order {
 }
 
 impl Batches {
-    pub(super) fn train(dataset: &Arc<Dataset>, pass: TrainPass) -> Result<Self> {
+    pub(crate) fn train(dataset: &Arc<Dataset>, pass: TrainPass) -> Result<Self> {
         if !matches!(pass.view, View::Train { .. }) {
             return Err(Error::Usage("stream training clips: the view is one for evaluation".into()));
         }

@@ -1,6 +1,6 @@
 //! `train.init`: a new run begins with the weights of another, or with imported ones.
 
-use crate::{Result, checkpoint::load};
+use crate::{Error, Result, checkpoint::load};
 use configs::Config;
 use models::{Model, weights::Source};
 use storage::Location;
@@ -17,8 +17,9 @@ pub async fn start(
     let loaded = load::open(&Location::parse(url)?, |text| log("warn", text)).await?;
     let folder = loaded.url.clone();
     let (header, parts) = loaded.into_parts();
-    let source = Source::read(parts.model)?;
-    let report = source.load_into(model, &config.model)?;
+    let report = Source::read(parts.model)
+        .and_then(|source| source.load_into(model, &config.model))
+        .map_err(|source| Error::Init { url: folder.clone(), source })?;
     let fresh = match &report.fresh[..] {
         [] => String::new(),
         [first, .., last] => format!("; {} start fresh, from {first} to {last}", report.fresh.len()),

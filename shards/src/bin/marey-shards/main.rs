@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use shards::{
     Error,
     inspect::{contact_sheet, inspect, size},
+    simulate::command as simulation,
     verify::verify,
 };
 use std::{
@@ -34,6 +35,8 @@ enum Command {
     Inspect(Inspect),
     /// Check every byte of a dataset; exit status 1 if anything is damaged.
     Verify(Verify),
+    /// Work out a job's requests, bytes, cache hits and cost, without reading a clip.
+    Simulate(simulation::Args),
     /// Datasets out of datasets: split, merge, relabel; and stats.
     #[command(subcommand)]
     Dataset(dataset::Dataset),
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Dataset(command) => dataset::run(command),
         Command::Inspect(args) => run_inspect(&args),
         Command::Verify(args) => run_verify(&args),
+        Command::Simulate(args) => runtime().and_then(|runtime| say(&simulation::command(&args, &runtime)?)),
     };
     outcome.unwrap_or_else(|e| {
         let mut text = e.to_string();

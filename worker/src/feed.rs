@@ -9,11 +9,12 @@ use shards::{
     job::{plan_spec, train_view},
     plan::{Plan, PlanSpec},
     stream::{
-        Augment, ColorJitter, Erasing, EvalPass, RandAugment, Stream, StreamOptions, TestSampling, TrainPass,
-        View,
+        Augment, ColorJitter, Erasing, EvalPass, OnDamage, RandAugment, Stream, StreamOptions, TestSampling,
+        TrainPass, View,
     },
 };
 use std::sync::Arc;
+use storage::RequestPolicy;
 use tokio::runtime::Handle;
 
 /// Where one rank's clips come from.
@@ -128,8 +129,27 @@ impl Feed<'_> {
         let threads = if data.threads == 0 { self.threads } else { data.threads };
         StreamOptions {
             cache: self.cache.clone(),
+            requests: request_policy(&data.requests),
+            on_damage: match data.on_damage {
+                configs::OnDamage::Stop => OnDamage::Stop,
+                configs::OnDamage::Quarantine => OnDamage::Quarantine,
+            },
             ..StreamOptions::new(self.runtime.clone(), threads, data.prefetch.0)
         }
+    }
+}
+
+/// How the job asks the dataset's store.
+pub fn request_policy(requests: &configs::Requests) -> RequestPolicy {
+    RequestPolicy {
+        at_once: requests.at_once,
+        connect: requests.connect.duration(),
+        first_byte: requests.first_byte.duration(),
+        whole: requests.whole.duration(),
+        retries: requests.retries,
+        backoff: requests.backoff.map(configs::Seconds::duration),
+        hedge_after: requests.hedge_after,
+        hedge_share: requests.hedge_share,
     }
 }
 

@@ -97,6 +97,8 @@ pub struct StepReport {
     pub grad_norm: f64,
     pub skipped: bool,
     pub step_in_epoch: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 /// One evaluation, told by rank 0. Fields as in the contract.
@@ -112,6 +114,7 @@ pub struct EvalReport {
     pub seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_average_precision: Option<f64>,
+    pub missing: u64,
 }
 
 /// One file of a checkpoint.

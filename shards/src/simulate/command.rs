@@ -4,7 +4,7 @@ use super::{Cluster, Job, Pace, Report, Synthetic, quality, simulate, synthetic}
 use crate::format::Dataset;
 use crate::job::{clip_spec, plan_spec, train_view};
 use crate::plan::Plan;
-use crate::stream::{Augment, StreamOptions};
+use crate::stream::Augment;
 use crate::{Error, Result};
 use configs::{Bytes, Config, Seconds};
 use std::path::PathBuf;
@@ -75,7 +75,7 @@ pub fn command(args: &Args, runtime: &Runtime) -> Result<String> {
     let pace = Pace {
         bandwidth: args.bandwidth,
         latency: args.latency.0,
-        requests_at_once: StreamOptions::new(runtime.handle().clone(), 0, 0).requests_at_once,
+        requests_at_once: config.data.requests.at_once,
         clips_per_second: args.clips_per_second,
         price_per_1000_gets: args.price_per_1000_gets,
         price_per_gb: args.price_per_gb,

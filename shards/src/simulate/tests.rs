@@ -8,6 +8,7 @@ use crate::plan::PlanSpec;
 use crate::sampling::Scale;
 use crate::stream::{Augment, Stream, StreamOptions, TrainPass};
 use crate::testing::write_dataset;
+use storage::RequestPolicy;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -49,7 +50,8 @@ fn real(job: &Job, runtime: &Runtime, cluster: &Cluster) -> Vec<Vec<Counts>> {
             let mut counts = Counts::default();
             let before: Vec<_> = caches.iter().map(|c| c.stats()).collect();
             let options = |cache: &Arc<Cache>| StreamOptions {
-                requests_at_once: 1,
+                // Every request is one that the views need.
+                requests: RequestPolicy { at_once: 1, hedge_share: 0.0, ..RequestPolicy::default() },
                 cache: Some(cache.clone()),
                 ..StreamOptions::new(runtime.handle().clone(), 1, 0)
             };

@@ -12,16 +12,16 @@ job() {
 seed = 3
 [data]
 url = "$data"
-lanes = 4
+lanes = 8
 frames = 16
-augment = { crop = 64, scale = { kind = "short_side", min = 64, max = 72 }, flip = 0.0 }
-eval = { short_side = 64, crop = 64 }
+augment = { crop = 112, scale = { kind = "short_side", min = 112, max = 128 }, flip = 0.0 }
+eval = { short_side = 112, crop = 112 }
 [model]
 $1
 [train]
 epochs = 100
 max_steps = 50
-global_batch = 4
+global_batch = 8
 eval_every_epochs = 0
 [optimizer]
 $2
@@ -41,8 +41,8 @@ for model in slowfast_r50 swin3d_t; do
     rm -rf "$run"
     job "${!model}" "${!optimizer}" >"$out/job.toml"
     "$bin/marey" train "$out/job.toml" --workers 1 --run "$run" >"$out/train.log" 2>&1 || { tail -5 "$out/train.log"; exit 1; }
-    "$bin/marey-worker" twin "$out/job.toml" --steps 50 --out "$out/twin.safetensors"
-    scripts/reference-python benches/twin.py "$out/twin.safetensors" "$run" --model "$model" --optimizer "$optimizer" |
+    "$bin/marey-worker" twin "$out/job.toml" --steps 50 --out "$out/twin"
+    scripts/reference-python benches/twin.py "$out/twin" "$run" --model "$model" --optimizer "$optimizer" |
       tee "$run.txt" | tail -1
   done
 done

@@ -1,7 +1,7 @@
 //! Stored runs to pixels: decodes each needed frame, resizes its crops straight into the batch buffer and
 //! augments them there. Decoders, resizers and scratch memory are kept per thread.
 
-use crate::format::{ClipMeta, Codec, RUN_FRAMES, run_frames, split_run};
+use crate::format::{Clip, Codec, RUN_FRAMES, run_frames, split_run};
 use crate::reader::Runs;
 use crate::sampling::{CropBox, Cut};
 use fast_image_resize::images::{Image, ImageRef};
@@ -26,7 +26,7 @@ pub struct BadRun {
 /// Names the run whose bytes are not the frames that the index promises.
 pub fn decode(
     codec: Codec,
-    clip: &ClipMeta,
+    clip: Clip<'_>,
     runs: &Runs,
     frames: &[u32],
     cuts: &[Cut],
@@ -52,7 +52,7 @@ impl Scratch {
     fn decode(
         &mut self,
         codec: Codec,
-        clip: &ClipMeta,
+        clip: Clip<'_>,
         runs: &Runs,
         frames: &[u32],
         cuts: &[Cut],
@@ -106,7 +106,7 @@ fn decode_jpeg<'a>(
     decoder: &mut Option<Decompressor>,
     pixels: &'a mut Vec<u8>,
     jpeg: &[u8],
-    clip: &ClipMeta,
+    clip: Clip<'_>,
 ) -> Result<&'a [u8], String> {
     let decoder = match decoder {
         Some(decoder) => decoder,

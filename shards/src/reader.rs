@@ -1,6 +1,6 @@
 //! Fetches just the runs of 16 frames that a view needs, by ranged GET, and verifies each one.
 
-use crate::format::{ClipIndex, ClipMeta, Dataset, RUN_FRAMES, crc32c};
+use crate::format::{Clip, ClipIndex, Dataset, RUN_FRAMES, crc32c};
 use crate::{Error, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -94,15 +94,15 @@ impl Reader {
     /// The runs of a span, fetched with `get`, each verified and if need be fetched again.
     async fn verified<F: Future<Output = Result<Bytes>>>(
         &self,
-        clip: &ClipMeta,
+        clip: Clip<'_>,
         span: Range<u32>,
         get: impl Fn(Range<u32>) -> F,
     ) -> Result<Vec<(u32, Bytes)>> {
         let whole = get(span.clone()).await?;
-        let base = clip.run_offsets[span.start as usize];
+        let base = clip.run_bytes(span.clone()).start;
         let mut runs = Vec::with_capacity(span.len());
         for run in span {
-            let at = byte_range(clip, &(run..run + 1));
+            let at = clip.run_bytes(run..run + 1);
             let part = (at.start - base) as usize..(at.end - base) as usize;
             // An answer that is too short is as wrong as one with a wrong CRC.
             let mut bytes = if part.end <= whole.len() { whole.slice(part) } else { Bytes::new() };
@@ -117,10 +117,10 @@ impl Reader {
         Ok(runs)
     }
 
-    async fn get(&self, clip: &ClipMeta, span: Range<u32>) -> Result<Bytes> {
+    async fn get(&self, clip: Clip<'_>, span: Range<u32>) -> Result<Bytes> {
         // Closed only with the reader itself, which is borrowed here.
         let _permit = self.requests_at_once.acquire().await;
-        let range = byte_range(clip, &span);
+        let range = clip.run_bytes(span.clone());
         let range = clip.offset + range.start..clip.offset + range.end;
         let (location, key) = (&self.dataset.location, self.dataset.file_key(clip));
         self.requests.fetch_add(1, Relaxed);
@@ -137,7 +137,7 @@ impl Reader {
             Err(e) => match location.head(key).await {
                 Ok((size, _)) if size < range.end => {
                     let whole = self.dataset.manifest.files[clip.file as usize].bytes;
-                    let run = span.clone().find(|&r| clip.offset + clip.run_offsets[r as usize + 1] > size);
+                    let run = span.clone().find(|&r| clip.offset + clip.run_bytes(r..r + 1).end > size);
                     let why = format!("the file is cut off: {size} bytes of {whole}");
                     Err(self.damaged(clip, run.unwrap_or(span.start), why))
                 }
@@ -147,19 +147,19 @@ impl Reader {
     }
 
     /// The error that names file, clip and run.
-    pub fn damaged(&self, clip: &ClipMeta, run: u32, why: String) -> Error {
-        Error::DamagedClip { file: self.url(clip), clip: clip.clip_id.clone(), run, why }
+    pub fn damaged(&self, clip: Clip<'_>, run: u32, why: String) -> Error {
+        Error::DamagedClip { file: self.url(clip), clip: clip.clip_id.into(), run, why }
     }
 
-    fn url(&self, clip: &ClipMeta) -> String {
+    fn url(&self, clip: Clip<'_>) -> String {
         self.dataset.location.url_of(self.dataset.file_key(clip))
     }
 }
 
 /// Bytes that [`Reader::fetch`] asks for.
-pub fn fetch_bytes(clip: &ClipMeta, frames: &[u32]) -> u64 {
+pub fn fetch_bytes(clip: Clip<'_>, frames: &[u32]) -> u64 {
     let size = |span| {
-        let at = byte_range(clip, &span);
+        let at = clip.run_bytes(span);
         at.end - at.start
     };
     spans(frames).into_iter().map(size).sum()
@@ -177,13 +177,8 @@ fn spans(frames: &[u32]) -> Vec<Range<u32>> {
     spans
 }
 
-/// Where runs lie, relative to the payload. The offsets were checked when the dataset was opened.
-fn byte_range(clip: &ClipMeta, span: &Range<u32>) -> Range<u64> {
-    clip.run_offsets[span.start as usize]..clip.run_offsets[span.end as usize]
-}
-
-fn check(clip: &ClipMeta, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {
-    let at = byte_range(clip, &(run..run + 1));
+fn check(clip: Clip<'_>, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {
+    let at = clip.run_bytes(run..run + 1);
     let (expected, length) = (clip.run_crcs[run as usize], at.end - at.start);
     if bytes.len() as u64 != length {
         return Err(format!("{} bytes came, not {length}", bytes.len()));
@@ -215,7 +210,7 @@ mod tests {
         let location = write_dataset(folder.path(), Codec::Raw, &[(70, 24, 16)]);
         let dataset = Arc::new(Dataset::open(&location).await.unwrap());
         let (reader, clip) = (Reader::new(dataset.clone(), 4), ClipIndex(0));
-        let run = dataset.clip(clip).run_offsets[1];
+        let run = dataset.clip(clip).run_bytes(0..1).end;
         for (frames, runs, stats) in [
             (vec![20, 33], vec![1, 2], Stats { bytes: 2 * run, requests: 1, refetches: 0 }),
             (vec![0, 40], vec![0, 2], Stats { bytes: 4 * run, requests: 3, refetches: 0 }),

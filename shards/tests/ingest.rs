@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use shards::{
     Error, Result,
-    format::{ClipMeta, Codec, Dataset, split_run},
+    format::{Clip, Codec, Dataset, split_run},
     ingest::{Options, Sources, Summary, ingest},
     inspect::{contact_sheet, inspect},
     ledger::{Action, LedgerEntry, decode_ledger},
@@ -91,8 +91,8 @@ struct Opened {
 }
 
 impl Opened {
-    fn clip(&self, id: &str) -> &ClipMeta {
-        let ids: Vec<_> = self.dataset.clips.iter().map(|c| &c.clip_id).collect();
+    fn clip(&self, id: &str) -> Clip<'_> {
+        let ids: Vec<_> = self.dataset.clips.iter().map(|c| c.clip_id).collect();
         self.dataset
             .clips
             .iter()
@@ -233,7 +233,7 @@ fn time_is_kept_cut_and_resampled() {
     let options = Options { clip_seconds: Some(1.0), ..raw() };
     b.run("cut", &options).unwrap();
     let o = b.open("cut");
-    let ids: Vec<_> = o.dataset.clips.iter().map(|c| (c.clip_id.as_str(), c.num_frames)).collect();
+    let ids: Vec<_> = o.dataset.clips.iter().map(|c| (c.clip_id, c.num_frames)).collect();
     assert_eq!(ids[..3], [("steady#0000", 10), ("steady#0001", 10), ("steady#0002", 10)]);
     assert_eq!(ids[3..], [("variable#0000", 10), ("variable#0001", 5), ("variable#0002", 5)]);
     assert_eq!(o.clip("steady#0002").start_s, 2.0);
@@ -328,10 +328,10 @@ fn labels_cuts_and_splits_reach_the_index() {
     let o = b.open("out");
     assert_eq!(o.dataset.manifest.labels, ["run", "walk"]);
     let first = o.clip("a@0.5-1.5");
-    assert_eq!((first.num_frames, first.label, &*first.split), (10, Some(0), "train"));
+    assert_eq!((first.num_frames, first.label, first.split), (10, Some(0), "train"));
     assert_eq!(first.start_s, 0.5);
     let second = o.clip("a@2-");
-    assert_eq!((second.num_frames, second.label, second.labels.as_slice()), (10, Some(1), &[1, 0][..]));
+    assert_eq!((second.num_frames, second.label, second.labels), (10, Some(1), &[1, 0][..]));
     assert_eq!(o.dataset.manifest.splits["val"], 2);
     let report = block_on(inspect(&b.out("out"))).unwrap();
     assert_eq!(report.labels.iter().map(|l| l.clips).collect::<Vec<_>>(), [2, 2]);
@@ -399,13 +399,13 @@ fn damage_is_named_by_file_clip_and_run() {
     b.make("a.mp4", &format!("{} -pix_fmt yuv420p", halves("64x64", 2.0, 25)));
     b.run("out", &Options::default()).unwrap();
     let o = b.open("out");
-    let (clip, file) = (o.clip("a").clone(), b.dir.path().join("out").join(o.dataset.file_key(o.clip("a"))));
+    let (clip, file) = (o.clip("a"), b.dir.path().join("out").join(o.dataset.file_key(o.clip("a"))));
     let check = || block_on(verify(&b.out("out"), &mut |_, _| ())).unwrap().damage.join("\n");
     assert_eq!(check(), "");
     let whole = std::fs::read(&file).unwrap();
 
     let mut bytes = whole.clone();
-    bytes[(clip.offset + clip.run_offsets[2] + 5) as usize] ^= 1;
+    bytes[(clip.offset + clip.run_bytes(2..3).start + 5) as usize] ^= 1;
     std::fs::write(&file, &bytes).unwrap();
     let told = check();
     assert!(

@@ -164,7 +164,7 @@ impl Record {
         if sha256_hex(&bytes) != stored.clips_sha256 {
             return Err(damaged(&key, "its SHA-256 is not the recorded one".into()));
         }
-        let clips = decode_index(bytes).map_err(|why| damaged(&key, why))?;
+        let clips = decode_index(bytes).map_err(|why| damaged(&key, why))?.to_rows();
         Ok(Some(Self { file: stored.file, clips, ledger: stored.ledger, next: stored.next }))
     }
 }

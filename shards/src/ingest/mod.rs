@@ -24,8 +24,8 @@ pub use progress::Progress;
 use crate::{
     Error, Result,
     format::{
-        ClipMeta, Codec, DataFile, FORMAT, INDEX_KEY, LEDGER_KEY, MANIFEST_KEY, Manifest, ObjectRef, Totals,
-        VERSION, encode_index,
+        ClipMeta, Clips, Codec, DataFile, FORMAT, INDEX_KEY, LEDGER_KEY, MANIFEST_KEY, Manifest, ObjectRef,
+        Totals, VERSION, encode_index,
     },
     ledger::{Action, LedgerEntry, encode_ledger},
     writer::DataFileWriter,
@@ -216,7 +216,7 @@ async fn publish(
         ledger: put(out, LEDGER_KEY, encode_ledger(ledger).map_err(failed)?).await?,
         ingest: serde_json::to_value(plan).map_err(|e| failed(e.to_string()))?,
     };
-    manifest.check_clips(clips).map_err(failed)?;
+    Clips::of(clips).and_then(|clips| manifest.check_clips(&clips)).map_err(failed)?;
     let bytes = manifest.to_bytes()?;
     if out.put_if_absent(MANIFEST_KEY, bytes.clone()).await? == PutOutcome::Exists
         && out.get(MANIFEST_KEY).await? != bytes

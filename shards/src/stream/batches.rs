@@ -207,11 +207,7 @@ impl Batches {
             place: sample.clip,
             position: sample.position,
             first_view,
-            labels: if meta.labels.is_empty() {
-                meta.label.into_iter().collect()
-            } else {
-                meta.labels.clone()
-            },
+            labels: meta.label_ids(),
             frames,
             cuts,
         }

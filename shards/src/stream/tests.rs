@@ -1,7 +1,7 @@
 //! The whole reading half against small datasets on disk.
 
 use super::*;
-use crate::format::{Codec, MANIFEST_KEY};
+use crate::format::{ClipIndex, Clips, Codec, MANIFEST_KEY};
 use crate::plan::PlanSpec;
 use crate::testing::{frame, write_dataset};
 use tempfile::TempDir;
@@ -202,8 +202,8 @@ fn evaluation_shows_each_clip_in_every_view_once() {
 fn a_flipped_byte_is_named_by_file_clip_and_run() {
     for codec in [Codec::Raw, Codec::Jpeg] {
         let bench = bench_of(codec, &[(40, 24, 24); 4]);
-        let clip = bench.dataset.clips[2].clone();
-        let at = (clip.offset + clip.run_offsets[1] + 50) as usize;
+        let clip = bench.dataset.clip(ClipIndex(2));
+        let at = (clip.offset + clip.run_bytes(1..2).start + 50) as usize;
         bench.damage("data/test/0.parquet", |bytes| bytes[at] ^= 1);
         let view = train_view(16, 16, 16, 0.0);
         let window = ClipSpec { frames: 40, sampling_rate: 1, fps: None, single_frame: false };
@@ -226,13 +226,13 @@ fn the_first_error_in_order_is_the_one_reported() {
     let clips = bench.pass().clips;
     // The third batch and, in it, everything else is damaged; the first two are whole.
     for &place in &order[16..] {
-        let clip = bench.dataset.clip(clips[place as usize]).clone();
+        let clip = bench.dataset.clip(clips[place as usize]);
         let range = clip.offset as usize..(clip.offset + clip.bytes) as usize;
         bench.damage(&bench.dataset.manifest.files[clip.file as usize].key, |b| b[range].fill(9));
     }
     let mut stream = Stream::train(bench.dataset.clone(), bench.pass(), &bench.options(2, 1 << 20)).unwrap();
     assert!(stream.next().unwrap().is_some() && stream.next().unwrap().is_some());
-    let expected = &bench.dataset.clip(clips[order[16] as usize]).clip_id;
+    let expected = bench.dataset.clip(clips[order[16] as usize]).clip_id;
     match stream.next().unwrap_err() {
         Error::DamagedClip { clip, .. } => assert_eq!(&clip, expected),
         e => panic!("{e}"),
@@ -259,7 +259,7 @@ fn a_file_cut_off_or_gone_is_named() {
 fn a_jpeg_of_another_size_is_an_error_of_its_run() {
     let bench = bench_of(Codec::Jpeg, &[(20, 24, 16); 2]);
     let mut manifest = std::fs::read_to_string(bench.folder.path().join(MANIFEST_KEY)).unwrap();
-    let mut clips = bench.dataset.clips.clone();
+    let mut clips = bench.dataset.clips.to_rows();
     clips[0].width = 16_000;
     let index = crate::format::encode_index(&clips).unwrap();
     manifest = manifest.replace(&bench.dataset.manifest.index.sha256, &storage::sha256_hex(&index));
@@ -377,10 +377,12 @@ fn augmented_batches_are_the_same_whatever_the_threads_do() {
 #[test]
 fn every_label_of_a_clip_comes_along() {
     let mut bench = bench(Codec::Raw);
-    for (i, clip) in Arc::get_mut(&mut bench.dataset).unwrap().clips.iter_mut().enumerate() {
+    let mut rows = bench.dataset.clips.to_rows();
+    for (i, clip) in rows.iter_mut().enumerate() {
         clip.labels = [3, 1, 2][..i % 4].to_vec();
         clip.label = clip.labels.first().copied();
     }
+    Arc::get_mut(&mut bench.dataset).unwrap().clips = Clips::of(&rows).unwrap();
     let clips = bench.dataset.clips_of("train").unwrap();
     for batch in bench.train(bench.pass(), 2, 1 << 20) {
         for (i, place) in batch.clips.iter().enumerate() {

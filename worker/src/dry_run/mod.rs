@@ -9,7 +9,7 @@ use configs::{Config, Optimizer, Precision, Sgd};
 use models::{Model, Role};
 use serde::Serialize;
 use shards::{
-    format::{ClipMeta, Dataset, RUN_FRAMES},
+    format::{Clip, Dataset, RUN_FRAMES},
     plan::{Plan, PlanSpec},
     stream::ClipSpec,
 };
@@ -275,11 +275,11 @@ fn open(url: &str) -> Result<std::result::Result<Dataset, String>> {
 }
 
 /// Bytes of the runs that a window in the middle of the clip touches.
-fn window_bytes(spec: &ClipSpec, clip: &ClipMeta) -> u64 {
+fn window_bytes(spec: &ClipSpec, clip: Clip) -> u64 {
     let frames = spec.frame_indices(clip, 0.5);
     let runs = frames.first().zip(frames.last()).map(|(a, b)| (a / RUN_FRAMES, b / RUN_FRAMES));
-    let at = |run: u32| clip.run_offsets.get(run as usize).copied().unwrap_or(clip.bytes);
-    runs.map_or(0, |(first, last)| at(last + 1) - at(first))
+    let bytes = runs.map(|(first, last)| clip.run_bytes(first..last + 1));
+    bytes.map_or(0, |range| range.end - range.start)
 }
 
 /// Sizes of the network.

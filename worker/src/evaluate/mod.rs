@@ -21,7 +21,7 @@ use crate::{
 use configs::{LossKind, Test, TestSampling, Views};
 use plan::Plan;
 use shards::{
-    format::{ClipIndex, ClipMeta, Dataset},
+    format::{Clip, ClipIndex, Dataset},
     stream::Stream,
 };
 use std::{path::PathBuf, sync::Arc};
@@ -99,7 +99,7 @@ impl Split {
         }
     }
 
-    fn clip(&self, place: usize) -> &ClipMeta {
+    fn clip(&self, place: usize) -> Clip<'_> {
         self.dataset.clip(self.clips[place])
     }
 }
@@ -193,9 +193,8 @@ pub fn command(args: EvalArgs) -> Result<()> {
 }
 
 /// The classes that a clip bears, ascending as the index has them.
-fn labels(clip: &ClipMeta) -> Vec<usize> {
-    let all = if clip.labels.is_empty() { clip.label.as_slice() } else { &clip.labels };
-    all.iter().filter_map(|&l| usize::try_from(l).ok()).collect()
+fn labels(clip: Clip) -> Vec<usize> {
+    clip.label_ids().into_iter().filter_map(|l| usize::try_from(l).ok()).collect()
 }
 
 /// The job's own views but for what the command line says.

@@ -93,7 +93,8 @@ impl Job {
     /// The names of training clips, by their places inside the split.
     fn clip_ids(&self, places: &[u32]) -> Vec<String> {
         let split = self.dataset.clips_of(&self.config.data.train_split).unwrap_or_default();
-        let name = |place: &u32| split.get(*place as usize).map(|c| self.dataset.clip(*c).clip_id.clone());
+        let name =
+            |place: &u32| split.get(*place as usize).map(|c| self.dataset.clip(*c).clip_id.to_string());
         places.iter().filter_map(name).collect()
     }
 

@@ -65,6 +65,14 @@ impl State {
                     .into(),
             ));
         }
+        let narrow = config.stages().iter().flat_map(|s| &s.cycle).any(|s| s.crop <= 16);
+        let strided = !matches!(config.model, configs::Model::VideoSwin(_));
+        if config.train.precision == Precision::Bf16 && !device.is_cuda() && narrow && strided {
+            return Err(Error::Usage(
+                "train on clips of 16 pixels or fewer with precision = \"bf16\" on a CPU: libtorch leaves weight gradients of strided convolutions undefined where the features are one pixel wide; use \"fp32\" or larger clips"
+                    .into(),
+            ));
+        }
         tch::manual_seed(config.seed as i64);
         let (frames, crop) = (config.data.frames as i64, config.data.augment.crop as i64);
         let mut model = Model::new(&config.model, labels.len() as i64, frames, crop, device)?;

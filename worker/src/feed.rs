@@ -1,6 +1,6 @@
 //! From the job's configuration to this rank's stream of batches.
 
-use crate::{Result, checkpoint::layout::Place, session::Assignment};
+use crate::{Result, checkpoint::layout::Place, session::Assignment, trainset::TrainSet};
 use configs::Config;
 use shards::{
     format::Dataset,
@@ -17,30 +17,16 @@ use tokio::runtime::Handle;
 pub struct Feed<'a> {
     pub config: &'a Config,
     pub dataset: &'a Arc<Dataset>,
+    pub set: &'a TrainSet,
     pub runtime: &'a Handle,
     /// Decode threads, where the job names none.
     pub threads: usize,
 }
 
 impl Feed<'_> {
-    /// The order of the training clips. An empty split is an error.
-    pub fn plan(&self) -> Result<Arc<Plan>> {
-        let (data, train) = (&self.config.data, &self.config.train);
-        let clips = self.dataset.clips_of(&data.train_split)?.len() as u64;
-        Ok(Arc::new(Plan::new(PlanSpec {
-            dataset_digest: self.dataset.digest.clone(),
-            seed: self.config.seed,
-            clips,
-            lanes: data.lanes,
-            global_batch: train.global_batch,
-            drop_last: data.drop_last,
-            stages: stages(self.config),
-        })?))
-    }
-
-    /// The same without the shapes of multigrid training: every step is one global batch of full clips.
+    /// The job's plan without the shapes of multigrid training: every step is one global batch of full clips.
     pub fn plain_plan(&self) -> Result<Arc<Plan>> {
-        let spec = self.plan()?.spec().clone();
+        let spec = self.set.plan.spec().clone();
         Ok(Arc::new(Plan::new(PlanSpec { stages: vec![], ..spec })?))
     }
 
@@ -59,7 +45,7 @@ impl Feed<'_> {
             configs::Scale::Resized { area, aspect } => Scale::Resized { area, aspect },
         };
         let pass = TrainPass {
-            clips: self.dataset.clips_of(&data.train_split)?,
+            clips: self.set.clips.clone(),
             plan: plan.clone(),
             rank: at.rank as u32,
             world: at.world as u32,
@@ -75,7 +61,7 @@ impl Feed<'_> {
                 augment: self.augment()?,
             },
         };
-        Ok(Stream::train(self.dataset.clone(), pass, &self.options())?)
+        Ok(Stream::train_of(self.set.sources.clone(), pass, &self.options())?)
     }
 
     /// This rank's share of the evaluation split, one central view a clip.

@@ -14,7 +14,7 @@ use crate::{
 use collective::Group;
 use configs::{Checkpoint, Config, Precision};
 use models::{Model, Named, Role};
-use shards::format::Dataset;
+use shards::{format::Dataset, plan::Plan};
 use tch::{Device, Tensor};
 
 impl Place {
@@ -85,8 +85,8 @@ impl State {
         Ok(Self { model, optimizer, ema, scaler })
     }
 
-    /// Takes over a checkpoint, if it is one of this model, these labels and this dataset.
-    pub fn load(&mut self, config: &Config, dataset: &Dataset, loaded: Loaded) -> Result<Place> {
+    /// Takes over a checkpoint, if it is one of this model, these labels, this dataset and this order of clips.
+    pub fn load(&mut self, config: &Config, dataset: &Dataset, plan: &Plan, loaded: Loaded) -> Result<Place> {
         let labels = &dataset.manifest.labels;
         if loaded.header.dataset_digest == NO_DATASET {
             return Err(Error::Usage(format!(
@@ -102,6 +102,7 @@ impl State {
                 loaded.url, loaded.header.dataset_digest, config.data.url, dataset.digest
             )));
         }
+        loaded.header.check_plan(&loaded.url, &plan.spec().identity())?;
         let (header, mut parts) = loaded.into_parts();
         self.model.load(parts.model)?;
         if let Some(scaler) = &mut self.scaler {

@@ -1,7 +1,7 @@
 //! Clips, lanes, augmentation and views.
 
 use super::Rules;
-use crate::{Augment, Job, Result, Scale};
+use crate::{Augment, Data, Job, Result, Sampling, Scale};
 
 impl Rules<'_> {
     pub(super) fn data(&self, job: &Job) -> Result<()> {
@@ -39,12 +39,32 @@ impl Rules<'_> {
             }
         }
         self.augment(a)?;
+        self.sampling(d)?;
         if let Some(n) = d.nominal {
             self.positive("data.nominal.clips", n.clips as f64)?;
             self.positive("data.nominal.classes", n.classes.into())?;
         }
         self.views("eval", d.eval.short_side, d.eval.crop)?;
         d.test.as_ref().map_or(Ok(()), |t| self.views("test", t.short_side, t.crop))
+    }
+
+    fn sampling(&self, d: &Data) -> Result<()> {
+        let drawn = d.sampling == Sampling::ClassBalanced || !d.mixture.is_empty();
+        self.require(
+            d.epoch_clips.is_none() || drawn,
+            "data.epoch_clips",
+            "it is for sampling = \"class_balanced\" or a mixture; otherwise an epoch shows every clip once",
+        )?;
+        self.require(d.epoch_clips != Some(0), "data.epoch_clips", "0 must be greater than 0")?;
+        let both = d.sampling == Sampling::ClassBalanced && !d.mixture.is_empty();
+        self.require(!both, "data.sampling", "a mixture is drawn by its weights, not by class")?;
+        for part in &d.mixture {
+            self.require(!part.url.is_empty(), "data.mixture.url", "it is empty; name a dataset")?;
+            self.require(!part.split.is_empty(), "data.mixture.split", "it is empty")?;
+            self.positive("data.mixture.weight", part.weight)?;
+        }
+        let empty = d.quarantine.as_deref() == Some("");
+        self.require(!empty, "data.quarantine", "it is empty; name a text file of clip ids, or leave it out")
     }
 
     fn views(&self, section: &str, short_side: u32, crop: u32) -> Result<()> {

@@ -22,8 +22,8 @@ pub use order::Order;
 pub use pools::{Pools, Shares, by_weight};
 pub use steps::{Shape, Stage};
 
-use order::Epoch;
 use crate::{Error, Result};
+use order::Epoch;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use steps::Steps;

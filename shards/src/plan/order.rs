@@ -64,7 +64,8 @@ impl Epoch {
             }
             Order::Grouped(groups) => {
                 // As long as the lanes of the other orders.
-                let start = |lane: u64| lane * (spec.clips / lanes as u64) + lane.min(spec.clips % lanes as u64);
+                let start =
+                    |lane: u64| lane * (spec.clips / lanes as u64) + lane.min(spec.clips % lanes as u64);
                 let range = start(lane.into())..start(u64::from(lane) + 1);
                 let (clips, pieces) = groups.order(spec, self.epoch, lane, range);
                 return Lane { clips, pieces };
@@ -114,9 +115,10 @@ impl PlanSpec {
                 say("pools of clips", hash(places));
                 match &pools.shares {
                     Shares::Equal(all) => say("clips of an epoch", format!("{all}, pools alike")),
-                    Shares::Fixed(each) => {
-                        say("clips of an epoch", format!("{} {}", self.epoch_clips(), hash(each.iter().copied())))
-                    }
+                    Shares::Fixed(each) => say(
+                        "clips of an epoch",
+                        format!("{} {}", self.epoch_clips(), hash(each.iter().copied())),
+                    ),
                 }
             }
         };

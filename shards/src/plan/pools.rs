@@ -47,7 +47,9 @@ impl Pools {
         }
         match &self.shares {
             Shares::Equal(0) => bad("an epoch has no clips"),
-            Shares::Fixed(n) if n.len() != self.pools.len() => bad("the pools and their shares differ in number"),
+            Shares::Fixed(n) if n.len() != self.pools.len() => {
+                bad("the pools and their shares differ in number")
+            }
             Shares::Fixed(n) if n.iter().sum::<u64>() == 0 => bad("an epoch has no clips"),
             _ => Ok(()),
         }
@@ -82,7 +84,8 @@ impl Pools {
                 let (pass, from) = (at / len, at % len);
                 let more = (len - from).min(end - at);
                 let mut clips = pool.clone();
-                Keyed::new("pool order", &spec.dataset_digest, &[spec.seed, number as u64, pass]).shuffle(&mut clips);
+                Keyed::new("pool order", &spec.dataset_digest, &[spec.seed, number as u64, pass])
+                    .shuffle(&mut clips);
                 order.extend_from_slice(&clips[from as usize..(from + more) as usize]);
                 at += more;
             }

@@ -28,11 +28,7 @@ impl Source {
     ///
     /// # Errors
     /// Names that `names` lacks, or that are renamed but not there: lists them.
-    pub fn named(
-        dataset: Arc<Dataset>,
-        names: &[String],
-        rename: &BTreeMap<String, String>,
-    ) -> Result<Self> {
+    pub fn named(dataset: Arc<Dataset>, names: &[String], rename: &BTreeMap<String, String>) -> Result<Self> {
         let url = dataset.location.url();
         let theirs = &dataset.manifest.labels;
         if let Some(name) = rename.keys().find(|name| !theirs.contains(name)) {
@@ -54,14 +50,24 @@ impl Source {
     }
 }
 
+impl From<Arc<Dataset>> for Sources {
+    fn from(dataset: Arc<Dataset>) -> Self {
+        Self(vec![Source::whole(dataset)])
+    }
+}
+
 impl Sources {
+    /// Datasets with labels in one space.
+    ///
     /// # Errors
     /// No dataset, or more than 2^32 clips in all.
     pub fn new(sources: Vec<Source>) -> Result<Self> {
         let clips: u64 = sources.iter().map(|s| s.dataset.clips.len() as u64).sum();
         if sources.is_empty() || clips > u64::from(u32::MAX) {
             let n = sources.len();
-            return Err(Error::Usage(format!("stream the {clips} clips of {n} datasets: not between 1 and 2^32")));
+            return Err(Error::Usage(format!(
+                "stream the {clips} clips of {n} datasets: not between 1 and 2^32"
+            )));
         }
         Ok(Self(sources))
     }
@@ -80,6 +86,20 @@ impl Sources {
     /// The datasets, in order.
     pub fn datasets(&self) -> impl Iterator<Item = &Arc<Dataset>> {
         self.0.iter().map(|s| &s.dataset)
+    }
+
+    /// One of the datasets.
+    pub fn dataset(&self, source: usize) -> &Arc<Dataset> {
+        &self.0[source].dataset
+    }
+
+    /// The clips of a split of one of the datasets, as they are numbered here.
+    ///
+    /// # Errors
+    /// As [`Dataset::clips_of`].
+    pub fn clips_of(&self, source: usize, split: &str) -> Result<Vec<ClipIndex>> {
+        let clips = self.0[source].dataset.clips_of(split)?;
+        Ok(clips.into_iter().map(|clip| self.number(source, clip)).collect())
     }
 
     /// Clips of all.

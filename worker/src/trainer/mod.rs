@@ -17,6 +17,7 @@ use crate::{
     device::Device,
     feed::Feed,
     session::{self, Session},
+    trainset::TrainSet,
 };
 use configs::Config;
 use generation::Generation;
@@ -46,6 +47,7 @@ pub struct TrainerOptions {
 struct Job {
     config: Config,
     dataset: Arc<Dataset>,
+    set: TrainSet,
     run: Location,
     channel: Channel,
     runtime: Runtime,
@@ -87,15 +89,13 @@ pub fn run(options: TrainerOptions) -> Result<()> {
 impl Job {
     fn feed(&self) -> Feed<'_> {
         let threads = self.options.threads;
-        Feed { config: &self.config, dataset: &self.dataset, runtime: self.runtime.handle(), threads }
+        let runtime = self.runtime.handle();
+        Feed { config: &self.config, dataset: &self.dataset, set: &self.set, runtime, threads }
     }
 
     /// The names of training clips, by their places inside the split.
     fn clip_ids(&self, places: &[u32]) -> Vec<String> {
-        let split = self.dataset.clips_of(&self.config.data.train_split).unwrap_or_default();
-        let name =
-            |place: &u32| split.get(*place as usize).map(|c| self.dataset.clip(*c).clip_id.to_string());
-        places.iter().filter_map(name).collect()
+        self.set.clip_ids(places)
     }
 
     fn short_epoch(&self, at: Place) -> Error {
@@ -120,6 +120,7 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
         Arc::new(runtime.block_on(async {
             Dataset::open(&Location::parse(&config.data.url)?).await.map_err(Error::from)
         })?);
+    let set = runtime.block_on(TrainSet::open(&config, &dataset))?;
     let hello = v1::Hello {
         protocol_version: proto::PROTOCOL_VERSION,
         worker: worker_name(options.device),
@@ -130,7 +131,7 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
     let session = Session::open(runtime.handle(), channel.clone(), &address, hello)?;
     let host = session::local_address(&address)?;
     let run = Location::parse(&job.run_url)?;
-    Ok((Job { config, dataset, run, channel, runtime, options, host }, session))
+    Ok((Job { config, dataset, set, run, channel, runtime, options, host }, session))
 }
 
 /// Unique in the job, and telling: host-pid-device.

@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Decode videos into a Parquet clip dataset (marey-shards ingest)
+    /// Make a clip dataset of videos or images (marey-shards ingest)
     #[command(disable_help_flag = true)]
     Ingest(Rest),
     /// Show what is in a dataset, or draw one clip (marey-shards inspect)
@@ -34,6 +34,12 @@ enum Command {
     /// Check every byte of a dataset (marey-shards verify)
     #[command(disable_help_flag = true)]
     Verify(Rest),
+    /// Measure the reading of datasets
+    #[command(subcommand)]
+    Data(Data),
+    /// Split, merge, relabel or count datasets (marey-shards dataset)
+    #[command(disable_help_flag = true)]
+    Dataset(Rest),
     /// Train on this machine: a coordinator, its workers, and their progress
     Train(train::Args),
     /// Follow a running job
@@ -65,6 +71,13 @@ enum Command {
     Parity(Rest),
 }
 
+#[derive(Subcommand)]
+enum Data {
+    /// Work out a job's requests, bytes, cache hits and cost, without reading a clip (marey-shards simulate)
+    #[command(disable_help_flag = true)]
+    Simulate(Rest),
+}
+
 /// Arguments that another program parses.
 #[derive(clap::Args)]
 struct Rest {
@@ -88,6 +101,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Ingest(rest) => become_sibling(SHARDS, Some("ingest"), &rest.args),
         Command::Inspect(rest) => become_sibling(SHARDS, Some("inspect"), &rest.args),
         Command::Verify(rest) => become_sibling(SHARDS, Some("verify"), &rest.args),
+        Command::Data(Data::Simulate(rest)) => become_sibling(SHARDS, Some("simulate"), &rest.args),
+        Command::Dataset(rest) => become_sibling(SHARDS, Some("dataset"), &rest.args),
         Command::Coordinator(rest) => become_sibling(COORDINATOR, None, &rest.args),
         Command::Worker(rest) => become_sibling(WORKER, Some("run"), &rest.args),
         Command::Eval(rest) => become_sibling(WORKER, Some("eval"), &rest.args),

@@ -263,7 +263,7 @@ fn draw(clip: Clip<'_>, frames: &[Vec<u8>]) -> std::result::Result<Vec<u8>, Stri
 }
 
 /// Most frequent first; of equals the smaller name.
-fn counted(names: impl Iterator<Item = String>) -> Vec<Count> {
+pub(crate) fn counted(names: impl Iterator<Item = String>) -> Vec<Count> {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     names.for_each(|n| *counts.entry(n).or_default() += 1);
     let mut all: Vec<Count> = counts.into_iter().map(|(name, clips)| Count { name, clips }).collect();

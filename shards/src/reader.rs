@@ -1,5 +1,6 @@
 //! Fetches just the runs of 16 frames that a view needs, by ranged GET, and verifies each one.
 
+use crate::cache::{self, Cache, RunKey, Wanted};
 use crate::format::{Clip, ClipIndex, Dataset, RUN_FRAMES, crc32c};
 use crate::{Error, Result};
 use bytes::Bytes;
@@ -100,6 +101,7 @@ pub struct Reader {
     reads: Reads,
     /// Files that bear another ETag than the manifest says, and which. Their content decides.
     replaced: Mutex<BTreeMap<u32, String>>,
+    cache: Option<Arc<Cache>>,
     bytes: AtomicU64,
     needed: AtomicU64,
     refetches: AtomicU64,
@@ -115,10 +117,21 @@ impl Reader {
             reads: dataset.location.reads(policy)?,
             dataset,
             replaced: Mutex::default(),
+            cache: None,
             bytes: AtomicU64::new(0),
             needed: AtomicU64::new(0),
             refetches: AtomicU64::new(0),
         })
+    }
+
+    /// The reader that asks the node's cache first, and offers it what it fetched.
+    pub fn with_cache(self, cache: Option<Arc<Cache>>) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// What the cache has done for this process so far; `None` without one.
+    pub fn cache_stats(&self) -> Option<cache::Stats> {
+        self.cache.as_ref().map(|c| c.stats())
     }
 
     /// The dataset it reads.
@@ -150,8 +163,28 @@ impl Reader {
     pub async fn fetch(&self, clip: ClipIndex, frames: &[u32]) -> Result<Runs> {
         let clip = self.dataset.clip(clip);
         self.needed.fetch_add(fetch_bytes(clip, frames), Relaxed);
+        let mut runs = self.cached(clip, runs_of(frames)).await;
+        let missing = runs.iter().filter(|(_, bytes)| bytes.is_empty()).map(|(run, _)| *run);
         let verified = |span| self.verified(clip, span, |range| self.get(clip, range));
-        Ok(Runs(try_join_all(spans(frames).into_iter().map(verified)).await?.concat()))
+        for (run, bytes) in try_join_all(spans(missing).into_iter().map(verified)).await?.concat() {
+            if let Some(cache) = &self.cache {
+                cache.offer(key(clip, run), bytes.clone());
+            }
+            let place = runs.partition_point(|(known, _)| *known < run);
+            runs[place].1 = bytes;
+        }
+        Ok(Runs(runs))
+    }
+
+    /// The wanted runs, ascending, as far as the cache has them; no run is without bytes, so the others are empty.
+    async fn cached(&self, clip: Clip<'_>, wanted: BTreeSet<u32>) -> Vec<(u32, Bytes)> {
+        let Some(cache) = &self.cache else { return wanted.into_iter().map(|r| (r, Bytes::new())).collect() };
+        let in_index = |&run: &u32| {
+            let at = clip.run_bytes(run..run + 1);
+            Wanted { key: key(clip, run), bytes: at.end - at.start, crc32c: clip.run_crcs[run as usize] }
+        };
+        let found = cache.get(wanted.iter().map(in_index).collect()).await;
+        wanted.into_iter().zip(found.into_iter().map(Option::unwrap_or_default)).collect()
     }
 
     /// The runs of a span, fetched with `get`, each verified and if need be fetched again.
@@ -173,7 +206,9 @@ impl Reader {
                 self.refetches.fetch_add(1, Relaxed);
                 tracing::warn!(file = self.url(clip), clip = clip.clip_id, run, "{first}; fetching it again");
                 bytes = get(run..run + 1).await?;
-                check(clip, run, &bytes).map_err(|why| self.damaged(clip, run, why))?;
+                if let Err(why) = check(clip, run, &bytes) {
+                    return Err(self.worded(clip, run, why, bytes.len() as u64).await);
+                }
             }
             runs.push((run, bytes));
         }
@@ -241,6 +276,18 @@ impl Reader {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner).get(&clip.file).cloned()
     }
 
+    /// The error of a run that is wrong for good: one of which only `found` bytes came may lie at a cut-off end.
+    async fn worded(&self, clip: Clip<'_>, run: u32, why: String, found: u64) -> Error {
+        let part = clip.run_bytes(run..run + 1);
+        if found < part.end - part.start
+            && let Ok((size, _)) = self.dataset.location.head(self.dataset.file_key(clip)).await
+            && size < clip.offset + part.end
+        {
+            return self.cut_off(clip, &(run..run + 1), size);
+        }
+        self.damaged(clip, run, why)
+    }
+
     fn missing(&self, clip: Clip<'_>, run: u32) -> Error {
         self.damaged(clip, run, "the manifest names the file but it is missing".into())
     }
@@ -280,19 +327,29 @@ pub fn fetch_bytes(clip: Clip<'_>, frames: &[u32]) -> u64 {
         let at = clip.run_bytes(span);
         at.end - at.start
     };
-    spans(frames).into_iter().map(size).sum()
+    spans(runs_of(frames)).into_iter().map(size).sum()
 }
 
-/// The runs that hold `frames`, ascending, neighbours joined.
-fn spans(frames: &[u32]) -> Vec<Range<u32>> {
+/// The runs that hold `frames`.
+pub(crate) fn runs_of(frames: &[u32]) -> BTreeSet<u32> {
+    frames.iter().map(|f| f / RUN_FRAMES).collect()
+}
+
+/// Ascending runs, neighbours joined: each span is one request.
+pub(crate) fn spans(runs: impl IntoIterator<Item = u32>) -> Vec<Range<u32>> {
     let mut spans: Vec<Range<u32>> = Vec::new();
-    for run in frames.iter().map(|f| f / RUN_FRAMES).collect::<BTreeSet<u32>>() {
+    for run in runs {
         match spans.last_mut() {
             Some(last) if run == last.end => last.end += 1,
             _ => spans.push(run..run + 1),
         }
     }
     spans
+}
+
+/// A run's place in the dataset.
+pub(crate) fn key(clip: Clip<'_>, run: u32) -> RunKey {
+    RunKey { file: clip.file, offset: clip.offset + clip.run_bytes(run..run + 1).start }
 }
 
 fn check(clip: Clip<'_>, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {
@@ -316,10 +373,10 @@ mod tests {
 
     #[test]
     fn neighbouring_runs_are_joined() {
-        assert_eq!(spans(&[0, 3, 15, 16, 40, 41, 80]), [0..3, 5..6]);
-        assert_eq!(spans(&[5, 5, 70, 90, 300]), [0..1, 4..6, 18..19]);
-        assert_eq!(spans(&[60, 70, 2, 12]), [0..1, 3..5], "a clip that begins anew");
-        assert_eq!(spans(&[]), Vec::<Range<u32>>::new());
+        assert_eq!(spans(runs_of(&[0, 3, 15, 16, 40, 41, 80])), [0..3, 5..6]);
+        assert_eq!(spans(runs_of(&[5, 5, 70, 90, 300])), [0..1, 4..6, 18..19]);
+        assert_eq!(spans(runs_of(&[60, 70, 2, 12])), [0..1, 3..5], "a clip that begins anew");
+        assert_eq!(spans(runs_of(&[])), Vec::<Range<u32>>::new());
     }
 
     const NONE: Stats = Stats {

@@ -2,15 +2,19 @@
 
 use crate::{Result, checkpoint::layout::Place, session::Assignment, trainset::TrainSet};
 use configs::Config;
+pub use shards::job::{clip_spec, stages};
 use shards::{
+    cache::Cache,
     format::Dataset,
-    plan::{Plan, PlanSpec, Shape, Stage},
+    job::train_view,
+    plan::{Plan, PlanSpec},
     stream::{
-        Augment, ClipSpec, ColorJitter, Erasing, EvalPass, RandAugment, Scale, Stream, StreamOptions,
-        TestSampling, TrainPass, View,
+        Augment, ColorJitter, Erasing, EvalPass, OnDamage, RandAugment, Stream, StreamOptions, TestSampling,
+        TrainPass, View,
     },
 };
 use std::sync::Arc;
+use storage::RequestPolicy;
 use tokio::runtime::Handle;
 
 /// Where one rank's clips come from.
@@ -21,6 +25,19 @@ pub struct Feed<'a> {
     pub runtime: &'a Handle,
     /// Decode threads, where the job names none.
     pub threads: usize,
+    pub cache: Option<Arc<Cache>>,
+}
+
+/// The node's cache, as the job has it. Without one the job goes on, only slower.
+pub fn open_cache(config: &Config, dataset: &Dataset) -> Option<Arc<Cache>> {
+    let wanted = config.data.cache.as_ref()?;
+    match Cache::open(wanted.folder.as_ref(), wanted.limit.0, &dataset.digest) {
+        Ok(cache) => Some(Arc::new(cache)),
+        Err(e) => {
+            tracing::warn!("this worker goes on without a cache: failed to {e}");
+            None
+        }
+    }
 }
 
 impl Feed<'_> {
@@ -38,12 +55,6 @@ impl Feed<'_> {
 
     /// This rank's training batches from `from` to the end of the job.
     pub fn train(&self, plan: &Arc<Plan>, at: &Assignment, from: Place, total: u64) -> Result<Stream> {
-        let data = &self.config.data;
-        let augment = &data.augment;
-        let scale = match augment.scale {
-            configs::Scale::ShortSide { min, max } => Scale::ShortSide { min, max },
-            configs::Scale::Resized { area, aspect } => Scale::Resized { area, aspect },
-        };
         let pass = TrainPass {
             clips: self.set.clips.clone(),
             plan: plan.clone(),
@@ -52,14 +63,7 @@ impl Feed<'_> {
             start: (from.epoch, from.step_in_epoch),
             end: total,
             clip: clip_spec(self.config),
-            view: View::Train {
-                crop: augment.crop,
-                scale,
-                flip: augment.flip,
-                seed: self.config.seed,
-                repeats: augment.repeats,
-                augment: self.augment()?,
-            },
+            view: train_view(self.config, self.augment()?),
         };
         Ok(Stream::train_of(self.set.sources.clone(), pass, &self.options())?)
     }
@@ -118,35 +122,36 @@ impl Feed<'_> {
     fn options(&self) -> StreamOptions {
         let data = &self.config.data;
         let threads = if data.threads == 0 { self.threads } else { data.threads };
-        StreamOptions::new(self.runtime.clone(), threads, data.prefetch.0)
+        StreamOptions {
+            cache: self.cache.clone(),
+            requests: request_policy(&data.requests),
+            on_damage: match data.on_damage {
+                configs::OnDamage::Stop => OnDamage::Stop,
+                configs::OnDamage::Quarantine => OnDamage::Quarantine,
+            },
+            ..StreamOptions::new(self.runtime.clone(), threads, data.prefetch.0)
+        }
     }
 }
 
-/// The shapes of multigrid training; none in a plain job.
-pub fn stages(config: &Config) -> Vec<Stage> {
-    if config.train.multigrid.is_none() {
-        return vec![];
+/// How the job asks the dataset's store.
+pub fn request_policy(requests: &configs::Requests) -> RequestPolicy {
+    RequestPolicy {
+        at_once: requests.at_once,
+        connect: requests.connect.duration(),
+        first_byte: requests.first_byte.duration(),
+        whole: requests.whole.duration(),
+        retries: requests.retries,
+        backoff: requests.backoff.map(configs::Seconds::duration),
+        hedge_after: requests.hedge_after,
+        hedge_share: requests.hedge_share,
     }
-    let shape = |s: &configs::StepShape| Shape { batch: s.batch, frames: s.frames, side: s.crop };
-    let stage = |s: &configs::Stage| Stage { end: s.end, cycle: s.cycle.iter().map(shape).collect() };
-    config.stages().iter().map(stage).collect()
 }
 
 /// The fractional epoch at which a step begins.
 pub fn fraction(plan: &Plan, epoch: u64, step: u64) -> f64 {
     let steps = plan.steps_per_epoch(epoch);
     (epoch * steps + step) as f64 / steps as f64
-}
-
-/// The temporal window of the job's clips.
-pub fn clip_spec(config: &Config) -> ClipSpec {
-    let data = &config.data;
-    ClipSpec {
-        frames: data.frames,
-        sampling_rate: data.sampling_rate,
-        fps: data.fps,
-        single_frame: config.train.single_frame,
-    }
 }
 
 /// Where the windows of an evaluation lie.

@@ -181,9 +181,9 @@ mod tests {
             clips: (10..10 + n as u32).collect(),
             positions: (0..n as u64).collect(),
             views: vec![0; n],
-            missing: Vec::new(),
             waited: Duration::ZERO,
             global_clips: n,
+            missing: vec![],
         }
     }
 

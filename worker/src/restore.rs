@@ -17,7 +17,11 @@ use shards::{
     format::{ClipIndex, Dataset},
     stream::{EvalPass, Stream, StreamOptions, View},
 };
-use std::{collections::HashMap, io::IsTerminal, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::IsTerminal,
+    sync::Arc,
+};
 use storage::{Location, sha256_hex};
 use tch::Tensor;
 use tokio::runtime::Runtime;
@@ -146,7 +150,10 @@ impl Restored {
         each: impl FnMut(ClipScore) -> Result<()>,
     ) -> Result<()> {
         let prefetch = self.config.data.prefetch.0;
-        let options = StreamOptions::new(self.runtime.handle().clone(), self.threads, prefetch);
+        let options = StreamOptions {
+            requests: feed::request_policy(&self.config.data.requests),
+            ..StreamOptions::new(self.runtime.handle().clone(), self.threads, prefetch)
+        };
         let clip = feed::clip_spec(&self.config);
         let pass = EvalPass { clips, rank: 0, world: 1, batch, clip, view: view(test) };
         let stream = Stream::eval(dataset.clone(), pass, &options)?;
@@ -158,7 +165,8 @@ impl Restored {
             ensemble: test.ensemble,
             keep_views,
         };
-        judge.score(stream, || (), each)
+        // The stream stops at damage: none is missing.
+        judge.score(stream, || (), each).map(|_missing| ())
     }
 
     /// Runs I/O to its end.
@@ -176,27 +184,33 @@ pub fn view(test: &Test) -> View {
 
 impl Judge<'_> {
     /// Runs the model over the stream's views and hands on each clip's score once its last view was seen.
-    /// `tick` is called after every batch.
+    /// `tick` is called after every batch. Clips of which the stream lacks a view are left out: gives back their
+    /// places and what is wrong with them.
     pub fn score(
         &self,
         mut stream: Stream,
         mut tick: impl FnMut(),
         mut each: impl FnMut(ClipScore) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<BTreeMap<u32, String>> {
+        let mut missing = BTreeMap::new();
         let mut gather = Gather { ensemble: self.ensemble, keep_views: self.keep_views, open: None };
         while let Some(batch) = stream.next()? {
+            // A clip's views are neighbours, so all that it lacks is known before it is done.
+            missing.extend(batch.missing.iter().map(|m| (m.clip, m.why.clone())));
             if batch.clips.is_empty() {
                 continue;
             }
             let rows = metrics::rows(&self.probabilities(&self.normalise.tensor(&batch)?)?)?;
             for (&place, row) in batch.clips.iter().zip(rows) {
-                if let Some(done) = gather.add(place, row)? {
+                if let Some(done) = gather.add(place, row)?.filter(|clip| !missing.contains_key(&clip.place))
+                {
                     each(done)?;
                 }
             }
             tick();
         }
-        gather.finish().map_or(Ok(()), each)
+        gather.finish().filter(|clip| !missing.contains_key(&clip.place)).map_or(Ok(()), each)?;
+        Ok(missing)
     }
 
     /// Scores (B, classes) of clips (B, 3, T, H, W).

@@ -1,9 +1,10 @@
 //! What a job trains on: the clips of its datasets less those of the quarantine list, and the plan of their order.
 
-use crate::{Error, Result, feed};
+use crate::{Error, Result};
 use configs::{Config, Sampling};
 use shards::{
     format::{ClipIndex, Dataset},
+    job::plan_spec,
     plan::{Order, Plan, PlanSpec, Pools, Shares, by_weight},
     stream::{Source, Sources},
 };
@@ -48,17 +49,8 @@ impl TrainSet {
         }
         let order = order(config, &sources, &parts, &mut notes)?;
         let clips: Vec<ClipIndex> = parts.concat();
-        let plan = Plan::new(PlanSpec {
-            dataset_digest: sources.digest(),
-            seed: config.seed,
-            clips: clips.len() as u64,
-            lanes: data.lanes,
-            global_batch: config.train.global_batch,
-            drop_last: data.drop_last,
-            stages: feed::stages(config),
-            order,
-            left_out,
-        })?;
+        let plain = plan_spec(config, dataset, clips.len() as u64);
+        let plan = Plan::new(PlanSpec { dataset_digest: sources.digest(), order, left_out, ..plain })?;
         Ok(Self { sources, clips, plan: Arc::new(plan), notes })
     }
 

@@ -43,7 +43,8 @@ pub fn command(args: TwinArgs) -> Result<()> {
     let runtime = Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
     let dataset = Arc::new(runtime.block_on(Dataset::open(&Location::parse(&config.data.url)?))?);
     let set = runtime.block_on(TrainSet::open(&config, &dataset))?;
-    let feed = Feed { config: &config, dataset: &dataset, set: &set, runtime: runtime.handle(), threads: 1 };
+    let (handle, cache) = (runtime.handle(), None);
+    let feed = Feed { config: &config, dataset: &dataset, set: &set, runtime: handle, threads: 1, cache };
     let plan = set.plan.clone();
     let alone = Assignment { generation: 1, rank: 0, world: 1, members: vec![] };
     let total = feed.total_steps(&plan);

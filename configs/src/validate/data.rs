@@ -1,7 +1,7 @@
 //! Clips, lanes, augmentation and views.
 
 use super::Rules;
-use crate::{Augment, Data, Job, Result, Sampling, Scale};
+use crate::{Augment, Data, Job, Requests, Result, Sampling, Scale};
 
 impl Rules<'_> {
     pub(super) fn data(&self, job: &Job) -> Result<()> {
@@ -40,6 +40,10 @@ impl Rules<'_> {
         }
         self.augment(a)?;
         self.sampling(d)?;
+        self.requests(&d.requests)?;
+        if let Some(cache) = &d.cache {
+            self.require(!cache.folder.is_empty(), "data.cache.folder", "it is empty; name a folder")?;
+        }
         if let Some(n) = d.nominal {
             self.positive("data.nominal.clips", n.clips as f64)?;
             self.positive("data.nominal.classes", n.classes.into())?;
@@ -58,6 +62,8 @@ impl Rules<'_> {
         self.require(d.epoch_clips != Some(0), "data.epoch_clips", "0 must be greater than 0")?;
         let both = d.sampling == Sampling::ClassBalanced && !d.mixture.is_empty();
         self.require(!both, "data.sampling", "a mixture is drawn by its weights, not by class")?;
+        let cached = d.cache.is_some() && !d.mixture.is_empty();
+        self.require(!cached, "data.cache", "a mixture cannot be cached; leave one of them out")?;
         for part in &d.mixture {
             self.require(!part.url.is_empty(), "data.mixture.url", "it is empty; name a dataset")?;
             self.require(!part.split.is_empty(), "data.mixture.split", "it is empty")?;
@@ -65,6 +71,27 @@ impl Rules<'_> {
         }
         let empty = d.quarantine.as_deref() == Some("");
         self.require(!empty, "data.quarantine", "it is empty; name a text file of clip ids, or leave it out")
+    }
+
+    fn requests(&self, r: &Requests) -> Result<()> {
+        let at = |key: &str| format!("data.requests.{key}");
+        let some = (1..=1024).contains(&r.at_once);
+        self.require(some, &at("at_once"), format!("{} must lie between 1 and 1024", r.at_once))?;
+        for (key, time) in [
+            ("connect", r.connect),
+            ("first_byte", r.first_byte),
+            ("whole", r.whole),
+            ("backoff", r.backoff[0]),
+        ] {
+            self.positive(&at(key), time.0)?;
+        }
+        self.require(r.retries <= 100, &at("retries"), format!("{} is more than 100", r.retries))?;
+        let ascending = r.backoff[0].0 <= r.backoff[1].0;
+        self.require(ascending, &at("backoff"), "write the shorter wait first")?;
+        let why = format!("{} must lie between 1 and 100", r.hedge_after);
+        self.require((1.0..=100.0).contains(&r.hedge_after), &at("hedge_after"), why)?;
+        let why = format!("{} must lie between 0 and 1", r.hedge_share);
+        self.require((0.0..=1.0).contains(&r.hedge_share), &at("hedge_share"), why)
     }
 
     fn views(&self, section: &str, short_side: u32, crop: u32) -> Result<()> {

@@ -124,6 +124,14 @@ pub fn split_jpegs(run: &[u8], frames: u32) -> Result<Vec<Range<usize>>, String>
     Ok(found)
 }
 
+/// Bytes of the JPEG that `bytes` begin with.
+///
+/// # Errors
+/// Says in words where they are none.
+pub fn jpeg_length(bytes: &[u8]) -> Result<usize, String> {
+    jpeg_end(bytes, 0).map_err(|(at, why)| format!("{why} at byte {at}"))
+}
+
 /// End of the JPEG at `start`: walks the segments, whose lengths are given, and inside a scan looks
 /// for the next marker that is neither a stuffed zero nor a restart (ITU-T T.81, B.1.1).
 fn jpeg_end(b: &[u8], start: usize) -> Result<usize, (usize, &'static str)> {

@@ -15,7 +15,7 @@ use parquet::schema::types::ColumnPath;
 use std::sync::Arc;
 
 /// One clip, as the index knows it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClipMeta {
     /// Unique in the dataset.
     pub clip_id: String,

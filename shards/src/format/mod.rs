@@ -12,7 +12,9 @@ mod clips;
 mod index;
 mod manifest;
 
-pub use clip::{Payload, PayloadBuilder, RUN_FRAMES, crc32c, run_count, run_frames, split_jpegs, split_run};
+pub use clip::{
+    Payload, PayloadBuilder, RUN_FRAMES, crc32c, jpeg_length, run_count, run_frames, split_jpegs, split_run,
+};
 pub use clips::{Clip, Clips};
 pub use index::{ClipMeta, decode_index, encode_index, index_schema};
 pub use manifest::{Codec, DataFile, FORMAT, Manifest, ObjectRef, Totals, VERSION};
@@ -29,6 +31,9 @@ pub const MANIFEST_KEY: &str = "dataset.json";
 pub const INDEX_KEY: &str = "index.parquet";
 /// Key of the ledger.
 pub const LEDGER_KEY: &str = "ledger.parquet";
+
+/// Key of what an unfinished ingest claims its destination with.
+pub const CLAIM_KEY: &str = "ingest/plan.json";
 
 /// Position of a clip in [`Dataset::clips`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 /// One window of one clip and all its cuts.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Item {
+pub(crate) struct Item {
     /// The dataset that it lies in.
-    pub(super) source: usize,
+    pub(crate) source: usize,
     /// Its number there.
-    pub(super) clip: ClipIndex,
+    pub(crate) clip: ClipIndex,
     /// Place inside the split.
     pub(super) place: u32,
     pub(super) position: u64,
@@ -25,16 +25,16 @@ pub(super) struct Item {
     /// Label ids; none: unlabelled.
     pub(super) labels: Vec<i32>,
     /// Stored frames.
-    pub(super) frames: Vec<u32>,
-    pub(super) cuts: Vec<Cut>,
+    pub(crate) frames: Vec<u32>,
+    pub(crate) cuts: Vec<Cut>,
 }
 
 /// One batch to come.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct BatchPlan {
-    pub(super) epoch: u64,
+pub(crate) struct BatchPlan {
+    pub(crate) epoch: u64,
     pub(super) step: u64,
-    pub(super) items: Vec<Item>,
+    pub(crate) items: Vec<Item>,
     pub(super) shape: [usize; 5],
     /// Bytes of stored runs that it needs.
     pub(super) fetch_bytes: u64,
@@ -43,7 +43,7 @@ pub(super) struct BatchPlan {
 
 /// All batches of a pass, in order.
 #[derive(Debug)]
-pub(super) struct Batches {
+pub(crate) struct Batches {
     sources: Sources,
     clips: Vec<ClipIndex>,
     clip: ClipSpec,
@@ -62,7 +62,7 @@ enum Order {
 }
 
 impl Batches {
-    pub(super) fn train(sources: &Sources, pass: TrainPass) -> Result<Self> {
+    pub(crate) fn train(sources: &Sources, pass: TrainPass) -> Result<Self> {
         if !matches!(pass.view, View::Train { .. }) {
             return Err(Error::Usage("stream training clips: the view is one for evaluation".into()));
         }

@@ -15,11 +15,12 @@ pub use crate::reader::Stats;
 pub use crate::sampling::{ClipSpec, Scale, TestSampling, View};
 pub use sources::{Source, Sources};
 
+use crate::cache::{self, Cache};
 use crate::format::{ClipIndex, Dataset};
 use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::{Error, Result};
-use batches::Batches;
+pub(crate) use batches::{BatchPlan, Batches};
 use pipeline::Pending;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,6 +41,8 @@ pub struct StreamOptions {
     /// How the store is asked.
     pub requests: RequestPolicy,
     pub on_damage: OnDamage,
+    /// The node's cache, opened for this dataset.
+    pub cache: Option<Arc<Cache>>,
 }
 
 /// What becomes of a clip whose stored bytes are not what was written, also when they are fetched again.
@@ -56,7 +59,7 @@ impl StreamOptions {
     /// `threads` and `prefetch_bytes`, the usual requests, and a stop at damage.
     pub fn new(runtime: tokio::runtime::Handle, threads: usize, prefetch_bytes: u64) -> Self {
         let (requests, on_damage) = (RequestPolicy::default(), OnDamage::Stop);
-        Self { runtime, threads, prefetch_bytes, requests, on_damage }
+        Self { runtime, threads, prefetch_bytes, requests, on_damage, cache: None }
     }
 }
 
@@ -215,6 +218,11 @@ impl Stream {
         self.readers.iter().map(|r| r.stats()).sum()
     }
 
+    /// What the node's cache has done for this process so far; `None` without one.
+    pub fn cache_stats(&self) -> Option<cache::Stats> {
+        self.readers.iter().find_map(Reader::cache_stats)
+    }
+
     /// Batches still to come.
     pub fn batches_left(&self) -> u64 {
         self.left
@@ -230,8 +238,10 @@ impl Stream {
     }
 
     fn start(sources: &Sources, batches: Batches, options: &StreamOptions) -> Result<Self> {
-        let readers = sources.datasets().map(|d| Reader::new(d.clone(), options.requests));
-        let readers: Arc<[Reader]> = readers.collect::<Result<Vec<_>>>()?.into();
+        // A cache is one dataset's.
+        let cache = options.cache.clone().filter(|_| sources.datasets().count() == 1);
+        let reader = |d: &Arc<Dataset>| Ok(Reader::new(d.clone(), options.requests)?.with_cache(cache.clone()));
+        let readers: Arc<[Reader]> = sources.datasets().map(reader).collect::<Result<Vec<_>>>()?.into();
         let left = batches.remaining();
         let (driver, queue) = pipeline::start(readers.clone(), batches, options)?;
         Ok(Self { queue, readers, left, failed: false, _driver: driver })

@@ -1,5 +1,7 @@
 //! The whole reading half against small datasets on disk.
 
+mod damage;
+
 use super::*;
 use crate::format::{ClipIndex, Clips, Codec, MANIFEST_KEY};
 use crate::plan::PlanSpec;

@@ -24,7 +24,7 @@ use shards::{
     format::{Clip, ClipIndex, Dataset},
     stream::Stream,
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use storage::Location;
 
 /// `marey eval`
@@ -105,14 +105,19 @@ impl Split {
 }
 
 /// Counts this rank's clips, which `stream` yields of `split` in one or more views each. `tick` is called
-/// after every batch: the evaluation is alive.
-pub fn run(judge: &Judge, stream: Stream, split: &Split, tick: impl FnMut()) -> Result<Tally> {
+/// after every batch: the evaluation is alive. Gives back besides what is wrong with each clip that is left out.
+pub fn run(
+    judge: &Judge,
+    stream: Stream,
+    split: &Split,
+    tick: impl FnMut(),
+) -> Result<(Tally, BTreeMap<u32, String>)> {
     let mut tally = split.tally();
-    judge.score(stream, tick, |clip| {
+    let missing = judge.score(stream, tick, |clip| {
         let place = clip.place as usize;
         tally.count(place, &clip.scores, &labels(split.clip(place)))
     })?;
-    Ok(tally)
+    Ok((tally, missing))
 }
 
 /// Measures, prints, and writes what was asked for.

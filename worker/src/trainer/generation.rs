@@ -20,7 +20,7 @@ use collective::{Backend, Group, RankSum, Reducer, ReducerOptions, Store};
 use configs::{BatchNorm, Stage, StepShape};
 use models::{Exchange, NormMode, Recompute};
 use proto::v1::{self, worker_message::Kind as Message};
-use shards::stream::Batch;
+use shards::stream::{Batch, Stats};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -56,6 +56,10 @@ pub(super) struct StepSummary {
     pub(super) grad_norm: f64,
     /// The weights were left as they were.
     pub(super) skipped: bool,
+    /// What the global batch shows: what was planned less the damaged clips.
+    pub(super) shown: usize,
+    /// Damaged clips that the step was taken without, of all ranks.
+    pub(super) missing: Vec<String>,
     /// How long the step waited for the other ranks after its own backward pass.
     pub(super) exchange: Duration,
 }
@@ -134,6 +138,10 @@ impl<'a> Generation<'a> {
             self.report(&batch, &summary, lr, (per_epoch, total), began);
             let ended = self.position.step == total;
             if self.position.step_in_epoch == 0 || ended {
+                self.tell_reads(&batches.stats());
+                if let Some(found) = batches.cache_stats() {
+                    tracing::info!("the node's cache since this worker's start: {found}");
+                }
                 self.measure(ended)?;
             }
             if ended || self.position.is_due(&config.checkpoint) {
@@ -205,6 +213,14 @@ impl<'a> Generation<'a> {
         }
     }
 
+    /// What was read so far in this generation, prefetched clips included.
+    fn tell_reads(&self, stats: &Stats) {
+        match self.at.rank {
+            0 => self.session.log("info", format!("rank 0 has read {stats}")),
+            rank => tracing::info!("rank {rank} has read {stats}"),
+        }
+    }
+
     fn report(
         &self,
         batch: &Batch,
@@ -226,13 +242,14 @@ impl<'a> Generation<'a> {
             loss: of.loss,
             accuracy: of.accuracy,
             lr,
-            clips: batch.global_clips as u64,
+            clips: of.shown as u64,
             step_seconds: began.elapsed().as_secs_f64(),
             data_wait_seconds: batch.waited.as_secs_f64(),
             exchange_wait_seconds: of.exchange.as_secs_f64(),
             peak_memory_bytes: peak_memory().unwrap_or(0),
             grad_norm: of.grad_norm,
             skipped: of.skipped,
+            missing: of.missing.clone(),
         }));
     }
 

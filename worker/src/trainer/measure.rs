@@ -27,7 +27,7 @@ impl Generation<'_> {
         let ema = self.state.ema.take();
         let measured = self.measure_with(ema.as_ref());
         self.state.ema = ema;
-        let Some(tally) = measured? else { return Ok(()) };
+        let Some((tally, missing)) = measured? else { return Ok(()) };
         if self.at.rank == 0 && tally.clips() > 0 {
             self.session.send(Message::Eval(v1::EvalReport {
                 generation: self.at.generation,
@@ -39,13 +39,14 @@ impl Generation<'_> {
                 clips: tally.clips(),
                 mean_average_precision: tally.ranking().and_then(|r| r.mean()),
                 seconds: began.elapsed().as_secs_f64(),
+                missing,
             }));
         }
         Ok(())
     }
 
-    /// The whole group's tally; `None` where the dataset has no such split.
-    fn measure_with(&mut self, ema: Option<&Ema>) -> Result<Option<Tally>> {
+    /// The whole group's tally and the clips that it lacks; `None` where the dataset has no such split.
+    fn measure_with(&mut self, ema: Option<&Ema>) -> Result<Option<(Tally, u64)>> {
         let config = &self.job.config.train;
         let averaged = ema.map(Ema::swap_in).transpose()?;
         match config.precise_bn_batches {
@@ -65,9 +66,16 @@ impl Generation<'_> {
             ensemble: Ensemble::Mean,
             keep_views: false,
         };
-        let tally = evaluate::run(&judge, stream, &split, || progress.tick())?;
+        let (tally, missing) = evaluate::run(&judge, stream, &split, || progress.tick())?;
         drop(averaged);
-        tally.all_reduce(&self.group, self.job.options.device.torch()).map(Some)
+        let device = self.job.options.device.torch();
+        for why in missing.values() {
+            self.session.log("warn", format!("the evaluation leaves out a clip: failed to {why}"));
+        }
+        let count = Tensor::from_slice(&[missing.len() as f64]).f_to_device(device)?;
+        self.group.all_reduce(&count, ReduceOp::Sum)?.wait()?;
+        let missing = count.f_double_value(&[0])? as u64;
+        Ok(Some((tally.all_reduce(&self.group, device)?, missing)))
     }
 
     /// Replaces the running statistics by those of the training clips under the weights as they are: mean

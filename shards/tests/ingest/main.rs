@@ -4,6 +4,9 @@
 // Helpers outside of test functions may unwrap here too.
 #![allow(clippy::unwrap_used)]
 
+mod images;
+mod parts;
+
 use bytes::Bytes;
 use shards::{
     Error, Result,
@@ -52,7 +55,7 @@ impl Bench {
 
     fn sources(&self) -> Sources {
         let videos = self.dir.path().join("videos");
-        Sources { videos, labels: None, allow_unlabelled: false, split: "train".into() }
+        Sources { videos, split: "train".into(), fold: 1, ..Sources::default() }
     }
 
     fn out(&self, name: &str) -> Location {
@@ -60,7 +63,12 @@ impl Bench {
     }
 
     fn run(&self, out: &str, options: &Options) -> Result<Summary> {
-        ingest(&self.sources(), options, &self.out(out), 2, true)
+        self.ingest(&self.sources(), options, out)
+    }
+
+    fn ingest(&self, sources: &Sources, options: &Options, out: &str) -> Result<Summary> {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        ingest(&runtime, &sources.find()?, options, &self.out(out), 2, true)
     }
 
     fn open(&self, out: &str) -> Opened {
@@ -324,7 +332,7 @@ fn labels_cuts_and_splits_reach_the_index() {
     )
     .unwrap();
     let sources = Sources { labels: Some(csv), ..b.sources() };
-    ingest(&sources, &Options::default(), &b.out("out"), 2, true).unwrap();
+    b.ingest(&sources, &Options::default(), "out").unwrap();
     let o = b.open("out");
     assert_eq!(o.dataset.manifest.labels, ["run", "walk"]);
     let first = o.clip("a@0.5-1.5");
@@ -363,7 +371,7 @@ fn an_interrupted_ingest_ends_in_the_same_bytes() {
         .arg(b.dir.path().join("videos"))
         .spawn()
         .unwrap();
-    let second = b.dir.path().join("killed/ingest/00001.json");
+    let second = b.dir.path().join("killed/ingest/00001/00001.json");
     while !second.exists() {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
         std::thread::yield_now();
@@ -383,10 +391,10 @@ fn an_interrupted_ingest_ends_in_the_same_bytes() {
     assert!(straight == killed, "{:?} and {:?}", straight.keys(), killed.keys());
 
     // Done already: says so. Other arguments: an error. A half-done removal is finished.
-    std::fs::create_dir_all(b.dir.path().join("killed/ingest")).unwrap();
-    std::fs::write(b.dir.path().join("killed/ingest/00007.json"), "{}").unwrap();
+    std::fs::create_dir_all(b.dir.path().join("killed/ingest/00001")).unwrap();
+    std::fs::write(b.dir.path().join("killed/ingest/00001/00007.json"), "{}").unwrap();
     assert!(b.run("killed", &options).unwrap().already);
-    assert!(!b.dir.path().join("killed/ingest/00007.json").exists());
+    assert!(!b.dir.path().join("killed/ingest/00001/00007.json").exists());
     let e = b.run("killed", &raw()).unwrap_err();
     assert!(e.is_usage() && e.to_string().contains("finished dataset with other arguments"), "{e}");
     std::fs::remove_file(b.video("5.mkv")).unwrap();
@@ -409,7 +417,9 @@ fn damage_is_named_by_file_clip_and_run() {
     std::fs::write(&file, &bytes).unwrap();
     let told = check();
     assert!(
-        told.contains("00000.parquet: its SHA-256") && told.contains("clip \"a\", run 2: its CRC32C"),
+        told.contains("/00000-")
+            && told.contains(".parquet: its SHA-256")
+            && told.contains("clip \"a\", run 2: its CRC32C"),
         "{told}"
     );
     let status = Command::new(env!("CARGO_BIN_EXE_marey-shards"))
@@ -493,7 +503,7 @@ fn edge_case_videos() {
     let Some(videos) = edge_videos() else { return };
     let b = Bench::new();
     let sources = Sources { videos, ..b.sources() };
-    ingest(&sources, &Options { short_side: 128, ..Options::default() }, &b.out("out"), 2, true).unwrap();
+    b.ingest(&sources, &Options { short_side: 128, ..Options::default() }, "out").unwrap();
     let o = b.open("out");
     let skipped: Vec<_> = o.ledger.iter().filter(|e| e.action == Action::Skipped).collect();
     assert!(skipped.is_empty(), "{skipped:?}");

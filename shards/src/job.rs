@@ -1,0 +1,52 @@
+//! From a job's configuration to what decides which frames are read. The trainer and the simulator both use it.
+
+use crate::format::Dataset;
+use crate::plan::{PlanSpec, Shape, Stage};
+use crate::sampling::{ClipSpec, Scale, View};
+use crate::stream::Augment;
+use configs::Config;
+
+/// The order of `clips` training clips.
+pub fn plan_spec(config: &Config, dataset: &Dataset, clips: u64) -> PlanSpec {
+    PlanSpec {
+        dataset_digest: dataset.digest.clone(),
+        seed: config.seed,
+        clips,
+        lanes: config.data.lanes,
+        global_batch: config.train.global_batch,
+        drop_last: config.data.drop_last,
+        stages: stages(config),
+        ..PlanSpec::default()
+    }
+}
+
+/// The shapes of multigrid training; none in a plain job.
+pub fn stages(config: &Config) -> Vec<Stage> {
+    if config.train.multigrid.is_none() {
+        return vec![];
+    }
+    let shape = |s: &configs::StepShape| Shape { batch: s.batch, frames: s.frames, side: s.crop };
+    let stage = |s: &configs::Stage| Stage { end: s.end, cycle: s.cycle.iter().map(shape).collect() };
+    config.stages().iter().map(stage).collect()
+}
+
+/// The temporal window of the job's clips.
+pub fn clip_spec(config: &Config) -> ClipSpec {
+    let data = &config.data;
+    ClipSpec {
+        frames: data.frames,
+        sampling_rate: data.sampling_rate,
+        fps: data.fps,
+        single_frame: config.train.single_frame,
+    }
+}
+
+/// The training view, its pixels changed by `augment`, which has no say in what is read.
+pub fn train_view(config: &Config, augment: Augment) -> View {
+    let a = &config.data.augment;
+    let scale = match a.scale {
+        configs::Scale::ShortSide { min, max } => Scale::ShortSide { min, max },
+        configs::Scale::Resized { area, aspect } => Scale::Resized { area, aspect },
+    };
+    View::Train { crop: a.crop, scale, flip: a.flip, seed: config.seed, repeats: a.repeats, augment }
+}

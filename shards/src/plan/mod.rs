@@ -8,16 +8,13 @@
 //! ```text
 //! order.rs    the order of each lane's clips, and what a plan is known by
 //! pools.rs    epochs drawn from classes or datasets in given shares
-//! groups.rs   neighbours in a file, shuffled inside a window
 //! steps.rs    how many steps an epoch has, and what each takes from a lane
 //! ```
 
-mod groups;
 mod order;
 mod pools;
 mod steps;
 
-pub use groups::{Groups, Piece};
 pub use order::Order;
 pub use pools::{Pools, Shares, by_weight};
 pub use steps::{Shape, Stage};
@@ -196,7 +193,7 @@ impl Plan {
                 continue;
             }
             let order = orders.lane(&self.spec, lane);
-            for &clip in &order.clips[taken.start as usize..taken.end as usize] {
+            for &clip in &order[taken.start as usize..taken.end as usize] {
                 batch.push(Sample { clip, position });
                 position += 1;
             }

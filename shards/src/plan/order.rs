@@ -1,6 +1,6 @@
 //! How the clips of an epoch are ordered, and what a plan is known by.
 
-use super::{Groups, Piece, PlanSpec, Pools, Shares};
+use super::{PlanSpec, Pools, Shares};
 use crate::random::Keyed;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -12,8 +12,6 @@ pub enum Order {
     /// Each lane has its own clips, permuted in every epoch.
     #[default]
     Uniform,
-    /// Each lane has its own stretches of the data files; clips are shuffled inside a window.
-    Grouped(Groups),
     /// An epoch draws from pools in given shares. Lanes do not keep their clips from one epoch to the next.
     Pools(Pools),
 }
@@ -22,17 +20,9 @@ pub enum Order {
 #[derive(Debug)]
 pub(super) struct Epoch {
     epoch: u64,
-    lanes: Vec<OnceLock<Lane>>,
+    lanes: Vec<OnceLock<Vec<u32>>>,
     /// With [`Order::Pools`]: of all lanes, clip i being lane i mod lanes'.
     whole: OnceLock<Vec<u32>>,
-}
-
-/// One lane's clips in an epoch.
-#[derive(Debug)]
-pub(super) struct Lane {
-    pub(super) clips: Vec<u32>,
-    /// With [`Order::Grouped`].
-    pub(super) pieces: Vec<Piece>,
 }
 
 impl Epoch {
@@ -45,13 +35,14 @@ impl Epoch {
         self.epoch
     }
 
-    pub(super) fn lane(&self, spec: &PlanSpec, lane: u32) -> &Lane {
+    /// The clips of a lane, in order.
+    pub(super) fn lane(&self, spec: &PlanSpec, lane: u32) -> &[u32] {
         self.lanes[lane as usize].get_or_init(|| self.order(spec, lane))
     }
 
-    fn order(&self, spec: &PlanSpec, lane: u32) -> Lane {
+    fn order(&self, spec: &PlanSpec, lane: u32) -> Vec<u32> {
         let lanes = spec.lanes as usize;
-        let clips = match &spec.order {
+        match &spec.order {
             Order::Uniform => {
                 let mut clips: Vec<u32> = (lane..spec.clips as u32).step_by(lanes).collect();
                 let key = [spec.seed, self.epoch, u64::from(lane)];
@@ -62,16 +53,7 @@ impl Epoch {
                 let whole = self.whole.get_or_init(|| pools.order(spec, self.epoch));
                 whole.iter().skip(lane as usize).step_by(lanes).copied().collect()
             }
-            Order::Grouped(groups) => {
-                // As long as the lanes of the other orders.
-                let start =
-                    |lane: u64| lane * (spec.clips / lanes as u64) + lane.min(spec.clips % lanes as u64);
-                let range = start(lane.into())..start(u64::from(lane) + 1);
-                let (clips, pieces) = groups.order(spec, self.epoch, lane, range);
-                return Lane { clips, pieces };
-            }
-        };
-        Lane { clips, pieces: vec![] }
+        }
     }
 }
 
@@ -79,7 +61,7 @@ impl PlanSpec {
     /// Clips of an epoch.
     pub fn epoch_clips(&self) -> u64 {
         match &self.order {
-            Order::Uniform | Order::Grouped(_) => self.clips,
+            Order::Uniform => self.clips,
             Order::Pools(pools) => pools.epoch_clips(),
         }
     }
@@ -106,22 +88,19 @@ impl PlanSpec {
             say("train.multigrid", hash(stages));
         }
         match &self.order {
-            Order::Uniform => None,
-            Order::Grouped(groups) => say("data.shuffle", format!("grouped {}", hash(groups.numbers()))),
+            Order::Uniform => {}
             Order::Pools(pools) => {
                 let places = pools.pools.iter().flat_map(|p| {
                     std::iter::once(p.len() as u64).chain(p.iter().map(|place| u64::from(*place)))
                 });
                 say("pools of clips", hash(places));
-                match &pools.shares {
-                    Shares::Equal(all) => say("clips of an epoch", format!("{all}, pools alike")),
-                    Shares::Fixed(each) => say(
-                        "clips of an epoch",
-                        format!("{} {}", self.epoch_clips(), hash(each.iter().copied())),
-                    ),
-                }
+                let each = match &pools.shares {
+                    Shares::Equal(all) => format!("{all}, pools alike"),
+                    Shares::Fixed(each) => format!("{} {}", self.epoch_clips(), hash(each.iter().copied())),
+                };
+                say("clips of an epoch", each);
             }
-        };
+        }
         all
     }
 }

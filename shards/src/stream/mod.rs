@@ -240,7 +240,8 @@ impl Stream {
     fn start(sources: &Sources, batches: Batches, options: &StreamOptions) -> Result<Self> {
         // A cache is one dataset's.
         let cache = options.cache.clone().filter(|_| sources.datasets().count() == 1);
-        let reader = |d: &Arc<Dataset>| Ok(Reader::new(d.clone(), options.requests)?.with_cache(cache.clone()));
+        let reader =
+            |d: &Arc<Dataset>| Ok(Reader::new(d.clone(), options.requests)?.with_cache(cache.clone()));
         let readers: Arc<[Reader]> = sources.datasets().map(reader).collect::<Result<Vec<_>>>()?.into();
         let left = batches.remaining();
         let (driver, queue) = pipeline::start(readers.clone(), batches, options)?;

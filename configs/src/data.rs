@@ -2,6 +2,7 @@
 
 use crate::{Bytes, Seconds};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Which clips, and how a clip becomes a network's input.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -17,6 +18,18 @@ pub struct Data {
     pub lanes: u32,
     #[serde(default)]
     pub shuffle: Shuffle,
+    /// What an epoch shows of the clips.
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// Clips of an epoch, with `sampling = "class_balanced"` or a mixture; absent: as many as there are.
+    #[serde(default)]
+    pub epoch_clips: Option<u64>,
+    /// Train on several datasets by weight instead of `url`, whose labels and evaluation split still count.
+    #[serde(default)]
+    pub mixture: Vec<MixturePart>,
+    /// A text file of clip ids, one a line, that are left out of training: a location like `url`'s.
+    #[serde(default)]
+    pub quarantine: Option<String>,
     /// Leave out the last, short global batch of an epoch.
     #[serde(default)]
     pub drop_last: bool,
@@ -137,6 +150,32 @@ pub enum Shuffle {
     /// A true permutation inside each lane.
     #[default]
     Uniform,
+}
+
+/// What an epoch shows of the clips.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampling {
+    /// Every clip once.
+    #[default]
+    Uniform,
+    /// Every class equally often, within one clip; inside a class, every clip once before any twice.
+    ClassBalanced,
+}
+
+/// A dataset of a mixture.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MixturePart {
+    pub url: String,
+    /// Its share of an epoch's clips, relative to the other parts'. A part goes through its own clips once before
+    /// any comes twice, however many an epoch takes.
+    pub weight: f64,
+    #[serde(default = "train_split")]
+    pub split: String,
+    /// Labels of this dataset and the names that they have in `data.url`'s. All others must have the same names.
+    #[serde(default)]
+    pub rename: BTreeMap<String, String>,
 }
 
 /// Training augmentation: the same crop and flip for every frame of a clip.

@@ -135,6 +135,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn multigrid_training_keeps_its_epochs() {
+        let (_dir, run) = run();
+        let multigrid = "train.multigrid={ long_cycle = false }";
+        settle_config(&run, &config("d", &[multigrid])).await.unwrap();
+        settle_config(&run, &config("d", &[multigrid, "train.max_steps=5"])).await.unwrap();
+        let e = settle_config(&run, &config("d", &[multigrid, "train.epochs=9"])).await.unwrap_err();
+        assert!(e.to_string().contains("differs from this configuration in train.epochs"), "{e}");
+    }
+
+    #[tokio::test]
     async fn a_missing_dataset_is_named() {
         let (dir, run) = run();
         let e = dataset_digest(run.url()).await.unwrap_err();

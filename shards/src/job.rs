@@ -16,6 +16,7 @@ pub fn plan_spec(config: &Config, dataset: &Dataset, clips: u64) -> PlanSpec {
         global_batch: config.train.global_batch,
         drop_last: config.data.drop_last,
         stages: stages(config),
+        ..PlanSpec::default()
     }
 }
 

@@ -41,6 +41,22 @@ impl Stats {
     }
 }
 
+impl std::iter::Sum for Stats {
+    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
+        all.fold(Self::default(), |a, b| Self {
+            bytes: a.bytes + b.bytes,
+            requests: a.requests + b.requests,
+            refetches: a.refetches + b.refetches,
+            needed: a.needed + b.needed,
+            retries: a.retries + b.retries,
+            throttled: a.throttled + b.throttled,
+            timeouts: a.timeouts + b.timeouts,
+            hedges: a.hedges + b.hedges,
+            hedges_won: a.hedges_won + b.hedges_won,
+        })
+    }
+}
+
 impl std::fmt::Display for Stats {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "{} GETs, {:.1} MB", self.requests, self.bytes as f64 / 1e6)?;

@@ -62,7 +62,7 @@ fn open_and_plan() {
         lanes: 64,
         global_batch: 512,
         drop_last: false,
-        stages: vec![],
+        ..PlanSpec::default()
     });
     let batch = plan.unwrap().global_batch(3, 1000);
     let planned = began.elapsed();

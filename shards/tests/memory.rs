@@ -133,8 +133,9 @@ fn the_peak_stays_by_the_budget() {
     let peaks = [16, 64, 160].map(|budget| (budget, peak(budget * MIB)));
     println!("{:?}", peaks.map(|(budget, peak)| (budget, peak / MIB)));
     for (budget, peak) in peaks {
-        // The batch in the trainer's hands (2.4 MB), stacks and what the allocator keeps come on top.
-        assert!(peak <= budget * MIB * 5 / 4 + 16 * MIB, "{peaks:?}");
+        // On top come the batch in the trainer's hands (2.4 MB), the reading threads, and pages that the
+        // allocator keeps: 35 to 63 MiB were measured.
+        assert!(peak <= budget * MIB * 5 / 4 + 48 * MIB, "{peaks:?}");
     }
     assert!(peaks[2].1 > peaks[0].1 + 48 * MIB, "the budget is what is measured: {peaks:?}");
 }

@@ -92,6 +92,11 @@ impl Fixture {
         path
     }
 
+    /// The override that names the dataset.
+    pub fn data(&self) -> &str {
+        &self.url
+    }
+
     /// Where a run of that name goes.
     pub fn run(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

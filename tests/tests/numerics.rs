@@ -97,8 +97,9 @@ fn a_job_with_everything_resumes_with_the_same_bits() {
 }
 
 /// Four epochs in three steps of 4 frames of 16 or 23 pixels, then steps of 8 frames of 16, 24 and 32 pixels:
-/// the shape changes between the steps 12 and 13, and the short cycle's with every step.
-const MULTIGRID: [&str; 4] = [
+/// the shape changes between the steps 12 and 13, and the short cycle's with every step. bf16 is for larger clips.
+const MULTIGRID: [&str; 5] = [
+    "train.precision=fp32",
     "train.epochs=4",
     "train.global_batch=4",
     "data.lanes=4",

@@ -1,12 +1,12 @@
 //! From the job's configuration to this rank's stream of batches.
 
-use crate::{Result, checkpoint::layout::Place, session::Assignment};
+use crate::{Result, checkpoint::layout::Place, session::Assignment, trainset::TrainSet};
 use configs::Config;
 pub use shards::job::{clip_spec, stages};
 use shards::{
     cache::Cache,
     format::Dataset,
-    job::{plan_spec, train_view},
+    job::train_view,
     plan::{Plan, PlanSpec},
     stream::{
         Augment, ColorJitter, Erasing, EvalPass, OnDamage, RandAugment, Stream, StreamOptions, TestSampling,
@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 pub struct Feed<'a> {
     pub config: &'a Config,
     pub dataset: &'a Arc<Dataset>,
+    pub set: &'a TrainSet,
     pub runtime: &'a Handle,
     /// Decode threads, where the job names none.
     pub threads: usize,
@@ -40,15 +41,9 @@ pub fn open_cache(config: &Config, dataset: &Dataset) -> Option<Arc<Cache>> {
 }
 
 impl Feed<'_> {
-    /// The order of the training clips. An empty split is an error.
-    pub fn plan(&self) -> Result<Arc<Plan>> {
-        let clips = self.dataset.clips_of(&self.config.data.train_split)?.len() as u64;
-        Ok(Arc::new(Plan::new(plan_spec(self.config, self.dataset, clips))?))
-    }
-
-    /// The same without the shapes of multigrid training: every step is one global batch of full clips.
+    /// The job's plan without the shapes of multigrid training: every step is one global batch of full clips.
     pub fn plain_plan(&self) -> Result<Arc<Plan>> {
-        let spec = self.plan()?.spec().clone();
+        let spec = self.set.plan.spec().clone();
         Ok(Arc::new(Plan::new(PlanSpec { stages: vec![], ..spec })?))
     }
 
@@ -61,7 +56,7 @@ impl Feed<'_> {
     /// This rank's training batches from `from` to the end of the job.
     pub fn train(&self, plan: &Arc<Plan>, at: &Assignment, from: Place, total: u64) -> Result<Stream> {
         let pass = TrainPass {
-            clips: self.dataset.clips_of(&self.config.data.train_split)?,
+            clips: self.set.clips.clone(),
             plan: plan.clone(),
             rank: at.rank as u32,
             world: at.world as u32,
@@ -70,7 +65,7 @@ impl Feed<'_> {
             clip: clip_spec(self.config),
             view: train_view(self.config, self.augment()?),
         };
-        Ok(Stream::train(self.dataset.clone(), pass, &self.options())?)
+        Ok(Stream::train_of(self.set.sources.clone(), pass, &self.options())?)
     }
 
     /// This rank's share of the evaluation split, one central view a clip.

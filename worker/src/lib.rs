@@ -27,6 +27,7 @@ pub mod state;
 pub mod store_client;
 pub mod supervise;
 pub mod trainer;
+pub mod trainset;
 pub mod twin;
 pub mod weights;
 

@@ -14,7 +14,7 @@ use crate::{
 use collective::Group;
 use configs::{Checkpoint, Config, Precision};
 use models::{Model, Named, Role};
-use shards::format::Dataset;
+use shards::{format::Dataset, plan::Plan};
 use tch::{Device, Tensor};
 
 impl Place {
@@ -65,6 +65,14 @@ impl State {
                     .into(),
             ));
         }
+        let narrow = config.stages().iter().flat_map(|s| &s.cycle).any(|s| s.crop <= 16);
+        let strided = !matches!(config.model, configs::Model::VideoSwin(_));
+        if config.train.precision == Precision::Bf16 && !device.is_cuda() && narrow && strided {
+            return Err(Error::Usage(
+                "train on clips of 16 pixels or fewer with precision = \"bf16\" on a CPU: libtorch leaves weight gradients of strided convolutions undefined where the features are one pixel wide; use \"fp32\" or larger clips"
+                    .into(),
+            ));
+        }
         tch::manual_seed(config.seed as i64);
         let (frames, crop) = (config.data.frames as i64, config.data.augment.crop as i64);
         let mut model = Model::new(&config.model, labels.len() as i64, frames, crop, device)?;
@@ -77,8 +85,8 @@ impl State {
         Ok(Self { model, optimizer, ema, scaler })
     }
 
-    /// Takes over a checkpoint, if it is one of this model, these labels and this dataset.
-    pub fn load(&mut self, config: &Config, dataset: &Dataset, loaded: Loaded) -> Result<Place> {
+    /// Takes over a checkpoint, if it is one of this model, these labels, this dataset and this order of clips.
+    pub fn load(&mut self, config: &Config, dataset: &Dataset, plan: &Plan, loaded: Loaded) -> Result<Place> {
         let labels = &dataset.manifest.labels;
         if loaded.header.dataset_digest == NO_DATASET {
             return Err(Error::Usage(format!(
@@ -94,6 +102,7 @@ impl State {
                 loaded.url, loaded.header.dataset_digest, config.data.url, dataset.digest
             )));
         }
+        loaded.header.check_plan(&loaded.url, &plan.spec().identity())?;
         let (header, mut parts) = loaded.into_parts();
         self.model.load(parts.model)?;
         if let Some(scaler) = &mut self.scaler {

@@ -8,6 +8,7 @@ use crate::{
     schedule,
     session::Assignment,
     state::State,
+    trainset::TrainSet,
 };
 use configs::Config;
 use shards::{format::Dataset, stream::Batch};
@@ -41,9 +42,10 @@ pub fn command(args: TwinArgs) -> Result<()> {
     let config = Config::read(&args.config, &args.set)?;
     let runtime = Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
     let dataset = Arc::new(runtime.block_on(Dataset::open(&Location::parse(&config.data.url)?))?);
-    let feed =
-        Feed { config: &config, dataset: &dataset, runtime: runtime.handle(), threads: 1, cache: None };
-    let plan = feed.plan()?;
+    let set = runtime.block_on(TrainSet::open(&config, &dataset))?;
+    let (handle, cache) = (runtime.handle(), None);
+    let feed = Feed { config: &config, dataset: &dataset, set: &set, runtime: handle, threads: 1, cache };
+    let plan = set.plan.clone();
     let alone = Assignment { generation: 1, rank: 0, world: 1, members: vec![] };
     let total = feed.total_steps(&plan);
     let steps = args.steps.map_or(total, |steps| steps.min(total));

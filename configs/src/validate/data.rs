@@ -1,7 +1,7 @@
 //! Clips, lanes, augmentation and views.
 
 use super::Rules;
-use crate::{Augment, Job, Requests, Result, Scale};
+use crate::{Augment, Data, Job, Requests, Result, Sampling, Scale};
 
 impl Rules<'_> {
     pub(super) fn data(&self, job: &Job) -> Result<()> {
@@ -39,6 +39,7 @@ impl Rules<'_> {
             }
         }
         self.augment(a)?;
+        self.sampling(d)?;
         self.requests(&d.requests)?;
         if let Some(cache) = &d.cache {
             self.require(!cache.folder.is_empty(), "data.cache.folder", "it is empty; name a folder")?;
@@ -49,6 +50,27 @@ impl Rules<'_> {
         }
         self.views("eval", d.eval.short_side, d.eval.crop)?;
         d.test.as_ref().map_or(Ok(()), |t| self.views("test", t.short_side, t.crop))
+    }
+
+    fn sampling(&self, d: &Data) -> Result<()> {
+        let drawn = d.sampling == Sampling::ClassBalanced || !d.mixture.is_empty();
+        self.require(
+            d.epoch_clips.is_none() || drawn,
+            "data.epoch_clips",
+            "it is for sampling = \"class_balanced\" or a mixture; otherwise an epoch shows every clip once",
+        )?;
+        self.require(d.epoch_clips != Some(0), "data.epoch_clips", "0 must be greater than 0")?;
+        let both = d.sampling == Sampling::ClassBalanced && !d.mixture.is_empty();
+        self.require(!both, "data.sampling", "a mixture is drawn by its weights, not by class")?;
+        let cached = d.cache.is_some() && !d.mixture.is_empty();
+        self.require(!cached, "data.cache", "a mixture cannot be cached; leave one of them out")?;
+        for part in &d.mixture {
+            self.require(!part.url.is_empty(), "data.mixture.url", "it is empty; name a dataset")?;
+            self.require(!part.split.is_empty(), "data.mixture.split", "it is empty")?;
+            self.positive("data.mixture.weight", part.weight)?;
+        }
+        let empty = d.quarantine.as_deref() == Some("");
+        self.require(!empty, "data.quarantine", "it is empty; name a text file of clip ids, or leave it out")
     }
 
     fn requests(&self, r: &Requests) -> Result<()> {

@@ -6,17 +6,23 @@
 //! world size.
 //!
 //! ```text
-//! steps.rs   how many steps an epoch has, and what each takes from a lane
+//! order.rs    the order of each lane's clips, and what a plan is known by
+//! pools.rs    epochs drawn from classes or datasets in given shares
+//! steps.rs    how many steps an epoch has, and what each takes from a lane
 //! ```
 
+mod order;
+mod pools;
 mod steps;
 
+pub use order::Order;
+pub use pools::{Pools, Shares, by_weight};
 pub use steps::{Shape, Stage};
 
-use crate::random::Keyed;
 use crate::{Error, Result};
+use order::Epoch;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use steps::Steps;
 
 /// What a plan is made from.
@@ -25,7 +31,7 @@ pub struct PlanSpec {
     /// [`crate::format::Dataset::digest`].
     pub dataset_digest: String,
     pub seed: u64,
-    /// Clips of the split.
+    /// Clips of the split, after those that were left out.
     pub clips: u64,
     /// A divisor of `global_batch`, and the most ranks there can be.
     pub lanes: u32,
@@ -35,6 +41,9 @@ pub struct PlanSpec {
     pub drop_last: bool,
     /// Shapes of the steps over the epochs, in order; empty: every step is one global batch.
     pub stages: Vec<Stage>,
+    pub order: Order,
+    /// Digest of the list of clips that were left out of the split; empty: none were.
+    pub left_out: String,
 }
 
 /// One clip of a global batch.
@@ -52,11 +61,8 @@ pub struct Plan {
     spec: PlanSpec,
     steps: Steps,
     /// The permutations last asked for: a step must not pay for a whole epoch's.
-    cache: Mutex<(u64, Arc<Lanes>)>,
+    cache: Mutex<Arc<Epoch>>,
 }
-
-/// Each lane's clips in the order of one epoch, permuted on first use.
-type Lanes = Vec<OnceLock<Vec<u32>>>;
 
 impl Plan {
     /// Checks the numbers.
@@ -78,9 +84,13 @@ impl Plan {
         if global_batch % lanes != 0 {
             return bad(format!("global_batch {global_batch} is not a multiple of lanes {lanes}"));
         }
+        if let Order::Pools(pools) = &spec.order {
+            pools.check(clips)?;
+        }
+        let clips = spec.epoch_clips();
         let (shortest, longest) = (clips / u64::from(lanes), clips.div_ceil(u64::from(lanes)));
         let steps = Steps::new(&spec, shortest, longest)?;
-        Ok(Self { cache: Mutex::new((0, lanes_of(&spec))), steps, spec })
+        Ok(Self { cache: Mutex::new(Epoch::new(&spec, 0)), steps, spec })
     }
 
     /// What it was made from.
@@ -148,8 +158,8 @@ impl Plan {
 
     /// Clips of a lane: the first lanes hold one more where the lanes do not divide the clips.
     fn lane_len(&self, lane: u32) -> u64 {
-        let lanes = u64::from(self.spec.lanes);
-        self.spec.clips / lanes + u64::from(u64::from(lane) < self.spec.clips % lanes)
+        let (clips, lanes) = (self.spec.epoch_clips(), u64::from(self.spec.lanes));
+        clips / lanes + u64::from(u64::from(lane) < clips % lanes)
     }
 
     /// The places of a lane that a step takes.
@@ -172,7 +182,7 @@ impl Plan {
     }
 
     fn lanes_batch(&self, epoch: u64, step: u64, lanes: Range<u32>) -> Vec<Sample> {
-        let orders = self.lanes(epoch);
+        let orders = self.epoch(epoch);
         // Every step before the last is full.
         let full = self.steps.taken_before(epoch, step).saturating_mul(self.spec.lanes.into());
         let mut position = full.saturating_add(self.clips_before(epoch, step, lanes.start));
@@ -182,7 +192,7 @@ impl Plan {
             if taken.is_empty() {
                 continue;
             }
-            let order = orders[lane as usize].get_or_init(|| self.lane_order(epoch, lane));
+            let order = orders.lane(&self.spec, lane);
             for &clip in &order[taken.start as usize..taken.end as usize] {
                 batch.push(Sample { clip, position });
                 position += 1;
@@ -191,22 +201,13 @@ impl Plan {
         batch
     }
 
-    fn lanes(&self, epoch: u64) -> Arc<Lanes> {
+    fn epoch(&self, epoch: u64) -> Arc<Epoch> {
         // A poisoned lock holds a whole value all the same: it is replaced, never changed in place.
         let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.0 != epoch {
-            *cache = (epoch, lanes_of(&self.spec));
+        if cache.number() != epoch {
+            *cache = Epoch::new(&self.spec, epoch);
         }
-        cache.1.clone()
-    }
-
-    fn lane_order(&self, epoch: u64, lane: u32) -> Vec<u32> {
-        let spec = &self.spec;
-        let mut order: Vec<u32> =
-            (0..self.lane_len(lane)).map(|i| (i * u64::from(spec.lanes)) as u32 + lane).collect();
-        Keyed::new("lane order", &spec.dataset_digest, &[spec.seed, epoch, u64::from(lane)])
-            .shuffle(&mut order);
-        order
+        cache.clone()
     }
 }
 
@@ -214,10 +215,6 @@ impl Plan {
 pub fn sequential(clips: u64, rank: u32, world: u32) -> Range<u64> {
     let at = |r: u32| (u128::from(clips) * u128::from(r) / u128::from(world.max(1))) as u64;
     at(rank.min(world))..at(rank.saturating_add(1).min(world))
-}
-
-fn lanes_of(spec: &PlanSpec) -> Arc<Lanes> {
-    Arc::new((0..spec.lanes).map(|_| OnceLock::new()).collect())
 }
 
 #[cfg(test)]

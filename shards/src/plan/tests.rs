@@ -4,6 +4,7 @@
 use super::*;
 use proptest::prelude::*;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 fn spec(clips: u64, lanes: u32, per_lane: u32, drop_last: bool, seed: u64) -> PlanSpec {
     PlanSpec {
@@ -177,4 +178,125 @@ fn a_stage_without_clips_is_refused() {
     };
     assert!(refused(&[vec![1, 0]]).contains("without clips"));
     assert!(refused(&[vec![1], vec![]]).contains("without clips"));
+}
+
+/// Pools of such sizes, their clips dealt in turn.
+fn pools(sizes: &[u32], shares: Shares) -> (u64, Order) {
+    let mut next = 0;
+    let pool = |size: &u32| {
+        let first = next;
+        next += size;
+        (first..next).collect()
+    };
+    let pools: Vec<Vec<u32>> = sizes.iter().map(pool).collect();
+    (next.into(), Order::Pools(Pools { pools: Arc::new(pools), shares }))
+}
+
+/// How often each clip comes in the first `epochs` epochs, after each of them.
+fn counts(plan: &Plan, epochs: u64) -> Vec<Vec<u64>> {
+    let mut count = vec![0u64; plan.spec().clips as usize];
+    (0..epochs)
+        .map(|e| {
+            epoch(plan, e).iter().flatten().for_each(|s| count[s.clip as usize] += 1);
+            count.clone()
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(100))]
+
+    /// Counted naively: after every epoch the pools have been shown equally often within one, and inside a pool
+    /// no clip twice more than another.
+    #[test]
+    fn classes_come_equally_often_and_their_clips_in_passes(
+        sizes in prop::collection::vec(1u32..30, 1..7), all in 1u64..90,
+        lanes in 1u32..7, per_lane in 1u32..4, seed: u64,
+    ) {
+        let (clips, order) = pools(&sizes, Shares::Equal(all));
+        let plan = Plan::new(PlanSpec { order, ..spec(clips, lanes, per_lane, false, seed) }).unwrap();
+        for (e, count) in counts(&plan, 5).into_iter().enumerate() {
+            prop_assert_eq!(count.iter().sum::<u64>(), all * (e as u64 + 1));
+            let mut first = 0;
+            let mut sums = vec![];
+            for size in &sizes {
+                let pool = &count[first as usize..(first + size) as usize];
+                first += size;
+                prop_assert!(pool.iter().max().unwrap() - pool.iter().min().unwrap() <= 1);
+                sums.push(pool.iter().sum::<u64>());
+            }
+            prop_assert!(sums.iter().max().unwrap() - sums.iter().min().unwrap() <= 1, "{:?}", sums);
+        }
+        for world in 1..=lanes {
+            for step in 0..plan.steps_per_epoch(2) {
+                let joined: Vec<Sample> =
+                    (0..world).flat_map(|r| plan.local(2, step, r, world).unwrap()).collect();
+                prop_assert_eq!(joined, plan.global_batch(2, step));
+            }
+        }
+    }
+
+    #[test]
+    fn a_mixture_gives_each_dataset_its_share_in_every_epoch(
+        parts in prop::collection::vec((1u32..40, 0.1f64..10.0), 1..5), all in 50u64..120, seed: u64,
+    ) {
+        let (sizes, weights): (Vec<u32>, Vec<f64>) = parts.into_iter().unzip();
+        let Ok(each) = by_weight(&weights, all) else { return Ok(()) };
+        prop_assert_eq!(each.iter().sum::<u64>(), all);
+        let sum: f64 = weights.iter().sum();
+        prop_assert!(each.iter().zip(&weights).all(|(n, w)| (*n as f64 - w / sum * all as f64).abs() <= 1.0));
+        let (clips, order) = pools(&sizes, Shares::Fixed(each.clone()));
+        let plan = Plan::new(PlanSpec { order, ..spec(clips, 4, 2, false, seed) }).unwrap();
+        for (e, count) in counts(&plan, 4).into_iter().enumerate() {
+            let mut first = 0;
+            for (size, n) in sizes.iter().zip(&each) {
+                let pool = &count[first as usize..(first + size) as usize];
+                first += size;
+                prop_assert_eq!(pool.iter().sum::<u64>(), n * (e as u64 + 1));
+                prop_assert!(pool.iter().max().unwrap() - pool.iter().min().unwrap() <= 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_are_shared_out_by_the_largest_remainder() {
+    assert_eq!(by_weight(&[1.0, 1.0, 1.0], 10), Ok(vec![4, 3, 3]));
+    assert_eq!(by_weight(&[0.7, 0.3], 10), Ok(vec![7, 3]));
+    assert_eq!(by_weight(&[5.0], 3), Ok(vec![3]));
+    assert_eq!(by_weight(&[1.0, 0.0], 10).unwrap_err().0, 1);
+    assert!(by_weight(&[1e-6, 1.0], 10).unwrap_err().1.contains("none of 10"));
+}
+
+#[test]
+fn pools_that_do_not_fit_are_refused() {
+    let refused = |sizes: &[u32], clips: u64, shares| {
+        let order = pools(sizes, shares).1;
+        Plan::new(PlanSpec { order, ..spec(clips, 1, 1, false, 0) }).unwrap_err().to_string()
+    };
+    assert!(refused(&[2, 0], 9, Shares::Equal(4)).contains("a pool has no clips"));
+    assert!(refused(&[5, 5], 9, Shares::Equal(4)).contains("not in the split"));
+    assert!(refused(&[5], 9, Shares::Equal(0)).contains("an epoch has no clips"));
+    assert!(refused(&[5], 9, Shares::Fixed(vec![1, 2])).contains("differ in number"));
+}
+
+#[test]
+fn an_identity_names_what_differs() {
+    let plain = spec(100, 4, 2, false, 1);
+    let equal = Order::Pools(Pools::of_classes((0..100).map(|i| i % 3), 60));
+    for (name, other) in [
+        ("seed", PlanSpec { seed: 2, ..plain.clone() }),
+        ("data.lanes", PlanSpec { lanes: 2, ..plain.clone() }),
+        ("train.global_batch", PlanSpec { global_batch: 16, ..plain.clone() }),
+        ("dataset", PlanSpec { dataset_digest: "e".into(), ..plain.clone() }),
+        ("data.quarantine", PlanSpec { left_out: "f".into(), ..plain.clone() }),
+        ("train.multigrid", PlanSpec { stages: stages(&[vec![2, 1]]), ..plain.clone() }),
+        ("pools of clips", PlanSpec { order: equal.clone(), ..plain.clone() }),
+    ] {
+        let (a, b) = (plain.identity(), other.identity());
+        assert_ne!(a.get(name), b.get(name), "{name}");
+    }
+    let fewer = Order::Pools(Pools::of_classes((0..100).map(|i| i % 3), 61));
+    let identity = |order: &Order| PlanSpec { order: order.clone(), ..plain.clone() }.identity();
+    assert_ne!(identity(&equal), identity(&fewer));
 }

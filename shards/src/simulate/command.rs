@@ -98,6 +98,12 @@ pub fn command(args: &Args, runtime: &Runtime) -> Result<String> {
 
 fn job(args: &Args, config: &Config, runtime: &Runtime) -> Result<Job> {
     let data = &config.data;
+    if data.sampling != configs::Sampling::Uniform || !data.mixture.is_empty() || data.quarantine.is_some() {
+        return Err(Error::Usage(
+            "simulate the job: only every clip once an epoch is known here; set data.sampling, data.mixture and data.quarantine aside"
+                .into(),
+        ));
+    }
     let dataset = match args.clips {
         None => runtime.block_on(Dataset::open(&Location::parse(&data.url)?))?,
         Some(clips) => synthetic(

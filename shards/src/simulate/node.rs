@@ -78,7 +78,8 @@ impl<'a> Node<'a> {
 
     /// What the node's ranks ask in each epoch.
     pub(super) fn run(&mut self, ranks: Range<u32>, world: u32) -> Result<Vec<Counts>> {
-        let passes = ranks.map(|rank| Batches::train(&self.job.dataset, self.job.pass(rank, world)));
+        let passes =
+            ranks.map(|rank| Batches::train(&self.job.dataset.clone().into(), self.job.pass(rank, world)));
         let mut ranks = passes.collect::<Result<Vec<Batches>>>()?;
         let mut epochs = vec![Counts::default(); self.job.epochs as usize];
         loop {

@@ -1,7 +1,7 @@
 //! What each batch of a pass shows: clips, frames and cuts, before any byte is read. Pure.
 
-use super::{EvalPass, TrainPass, View};
-use crate::format::{ClipIndex, Dataset};
+use super::{EvalPass, Sources, TrainPass, View};
+use crate::format::{Clip, ClipIndex};
 use crate::plan::{Sample, Shape, sequential};
 use crate::reader::fetch_bytes;
 use crate::sampling::{ClipSpec, Cut};
@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// One window of one clip and all its cuts.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Item {
+    /// The dataset that it lies in.
+    pub(crate) source: usize,
+    /// Its number there.
     pub(crate) clip: ClipIndex,
     /// Place inside the split.
     pub(super) place: u32,
@@ -41,7 +44,7 @@ pub(crate) struct BatchPlan {
 /// All batches of a pass, in order.
 #[derive(Debug)]
 pub(crate) struct Batches {
-    dataset: Arc<Dataset>,
+    sources: Sources,
     clips: Vec<ClipIndex>,
     clip: ClipSpec,
     view: View,
@@ -59,18 +62,19 @@ enum Order {
 }
 
 impl Batches {
-    pub(crate) fn train(dataset: &Arc<Dataset>, pass: TrainPass) -> Result<Self> {
+    pub(crate) fn train(sources: &Sources, pass: TrainPass) -> Result<Self> {
         if !matches!(pass.view, View::Train { .. }) {
             return Err(Error::Usage("stream training clips: the view is one for evaluation".into()));
         }
         let plan = pass.plan;
-        if plan.spec().clips != pass.clips.len() as u64 || plan.spec().dataset_digest != dataset.digest {
+        let digest = sources.digest();
+        if plan.spec().clips != pass.clips.len() as u64 || plan.spec().dataset_digest != digest {
             return Err(Error::Usage(format!(
                 "stream training clips: the plan was made for {} clips of dataset {}, not for these {} of {}",
                 plan.spec().clips,
                 plan.spec().dataset_digest,
                 pass.clips.len(),
-                dataset.digest
+                digest
             )));
         }
         plan.lanes_of_rank(pass.rank, pass.world)?;
@@ -91,10 +95,10 @@ impl Batches {
         let batch = u64::from(batch) * u64::from(plan.spec().global_batch);
         let largest = batch.saturating_mul(pass.view.count().into());
         let order = Order::Train { plan, rank: pass.rank, world: pass.world };
-        Self::checked(dataset, pass.clips, pass.clip, pass.view, order, first..pass.end.max(first), largest)
+        Self::checked(sources, pass.clips, pass.clip, pass.view, order, first..pass.end.max(first), largest)
     }
 
-    pub(super) fn eval(dataset: &Arc<Dataset>, pass: EvalPass) -> Result<Self> {
+    pub(super) fn eval(sources: &Sources, pass: EvalPass) -> Result<Self> {
         let View::Eval { clips: windows, crops, .. } = pass.view else {
             return Err(Error::Usage("stream clips for evaluation: the view is one for training".into()));
         };
@@ -107,11 +111,11 @@ impl Batches {
         let count = ((part.end - part.start) * u64::from(windows)).div_ceil(a_batch);
         let order = Order::Eval { part, windows: a_batch };
         let largest = a_batch * u64::from(crops);
-        Self::checked(dataset, pass.clips, pass.clip, pass.view, order, 0..count, largest)
+        Self::checked(sources, pass.clips, pass.clip, pass.view, order, 0..count, largest)
     }
 
     fn checked(
-        dataset: &Arc<Dataset>,
+        sources: &Sources,
         clips: Vec<ClipIndex>,
         clip: ClipSpec,
         view: View,
@@ -121,7 +125,7 @@ impl Batches {
     ) -> Result<Self> {
         clip.check()?;
         view.check()?;
-        if let Some(bad) = clips.iter().find(|c| c.0 as usize >= dataset.clips.len()) {
+        if let Some(bad) = clips.iter().find(|c| c.0 as usize >= sources.len()) {
             return Err(Error::Usage(format!("stream clip {}: there is no such clip", bad.0)));
         }
         // What one batch can weigh at most must be a number of bytes at all.
@@ -129,7 +133,7 @@ impl Batches {
         if largest.checked_mul(a_view).is_none_or(|b| b > isize::MAX as u64) {
             return Err(Error::Usage(format!("stream batches of {largest} views: too large for any memory")));
         }
-        Ok(Self { dataset: dataset.clone(), clips, clip, view, order, numbers })
+        Ok(Self { sources: sources.clone(), clips, clip, view, order, numbers })
     }
 
     /// Batches to come.
@@ -160,7 +164,7 @@ impl Batches {
         let (frames, side) =
             shape.map_or((self.clip.frames, self.view.side()), |shape| (shape.frames, shape.side));
         let side = side as usize;
-        let fetch = |i: &Item| fetch_bytes(self.dataset.clip(i.clip), &i.frames);
+        let fetch = |i: &Item| fetch_bytes(self.sources.dataset(i.source).clip(i.clip), &i.frames);
         Ok(BatchPlan {
             epoch,
             step,
@@ -191,8 +195,10 @@ impl Batches {
 
     /// Views of one window: they share their frames.
     fn item(&self, view: &View, window: &ClipSpec, epoch: u64, sample: Sample, views: Range<u32>) -> Item {
-        let clip = self.clips[sample.clip as usize];
-        let meta = self.dataset.clip(clip);
+        let number = self.clips[sample.clip as usize];
+        let (source, clip) = self.sources.place(number);
+        let labels = self.sources.label_ids(number);
+        let meta = Clip { label: None, labels: &labels, ..self.sources.dataset(source).clip(clip) };
         let first_view = views.start;
         let mut frames = Vec::new();
         let cuts = views
@@ -202,15 +208,8 @@ impl Batches {
                 draw.cut
             })
             .collect();
-        Item {
-            clip,
-            place: sample.clip,
-            position: sample.position,
-            first_view,
-            labels: meta.label_ids(),
-            frames,
-            cuts,
-        }
+        let (place, position) = (sample.clip, sample.position);
+        Item { source, clip, place, position, first_view, labels, frames, cuts }
     }
 }
 

@@ -1,16 +1,19 @@
 //! A rank's batches, one after another: planned, fetched, verified and decoded ahead of the trainer.
 //!
 //! ```text
+//! sources.rs   several datasets as one
 //! batches.rs   what each batch shows: pure
 //! pipeline.rs  fetches on tokio, decodes on rayon, keeps the order and the byte budget
 //! ```
 
 mod batches;
 mod pipeline;
+mod sources;
 
 pub use crate::augment::{Augment, ColorJitter, Erasing, RandAugment};
 pub use crate::reader::Stats;
 pub use crate::sampling::{ClipSpec, Scale, TestSampling, View};
+pub use sources::{Source, Sources};
 
 use crate::cache::{self, Cache};
 use crate::format::{ClipIndex, Dataset};
@@ -63,7 +66,7 @@ impl StreamOptions {
 /// A rank's part of a training run.
 #[derive(Clone, Debug)]
 pub struct TrainPass {
-    /// The split, as [`Dataset::clips_of`] gives it.
+    /// The split, as [`Dataset::clips_of`] or [`Sources::clips_of`] gives it.
     pub clips: Vec<ClipIndex>,
     pub plan: Arc<Plan>,
     pub rank: u32,
@@ -137,7 +140,8 @@ pub struct Missing {
 #[derive(Debug)]
 pub struct Stream {
     queue: mpsc::Receiver<Pending>,
-    reader: Arc<Reader>,
+    /// One a dataset.
+    readers: Arc<[Reader]>,
     /// Batches not yet handed out: a queue that closes early must not pass for the end.
     left: u64,
     failed: bool,
@@ -150,8 +154,16 @@ impl Stream {
     /// # Errors
     /// Numbers that cannot be: names them. No I/O happens here.
     pub fn train(dataset: Arc<Dataset>, pass: TrainPass, options: &StreamOptions) -> Result<Self> {
-        let batches = Batches::train(&dataset, pass)?;
-        Self::start(dataset, batches, options)
+        Self::train_of(dataset.into(), pass, options)
+    }
+
+    /// [`Stream::train`] on several datasets.
+    ///
+    /// # Errors
+    /// As [`Stream::train`].
+    pub fn train_of(sources: Sources, pass: TrainPass, options: &StreamOptions) -> Result<Self> {
+        let batches = Batches::train(&sources, pass)?;
+        Self::start(&sources, batches, options)
     }
 
     /// A rank's batches of an evaluation: its contiguous part of the split, each clip in every view.
@@ -159,8 +171,9 @@ impl Stream {
     /// # Errors
     /// Numbers that cannot be: names them. No I/O happens here.
     pub fn eval(dataset: Arc<Dataset>, pass: EvalPass, options: &StreamOptions) -> Result<Self> {
-        let batches = Batches::eval(&dataset, pass)?;
-        Self::start(dataset, batches, options)
+        let sources = Sources::from(dataset);
+        let batches = Batches::eval(&sources, pass)?;
+        Self::start(&sources, batches, options)
     }
 
     /// The next batch; `None` after the last. Blocks: for the trainer's own thread, not for a task.
@@ -202,12 +215,12 @@ impl Stream {
 
     /// Bytes and requests so far.
     pub fn stats(&self) -> Stats {
-        self.reader.stats()
+        self.readers.iter().map(|r| r.stats()).sum()
     }
 
     /// What the node's cache has done for this process so far; `None` without one.
     pub fn cache_stats(&self) -> Option<cache::Stats> {
-        self.reader.cache_stats()
+        self.readers.iter().find_map(Reader::cache_stats)
     }
 
     /// Batches still to come.
@@ -224,12 +237,15 @@ impl Stream {
         Ok(batch)
     }
 
-    fn start(dataset: Arc<Dataset>, batches: Batches, options: &StreamOptions) -> Result<Self> {
-        let reader = Reader::new(dataset, options.requests)?.with_cache(options.cache.clone());
-        let reader = Arc::new(reader);
+    fn start(sources: &Sources, batches: Batches, options: &StreamOptions) -> Result<Self> {
+        // A cache is one dataset's.
+        let cache = options.cache.clone().filter(|_| sources.datasets().count() == 1);
+        let reader =
+            |d: &Arc<Dataset>| Ok(Reader::new(d.clone(), options.requests)?.with_cache(cache.clone()));
+        let readers: Arc<[Reader]> = sources.datasets().map(reader).collect::<Result<Vec<_>>>()?.into();
         let left = batches.remaining();
-        let (driver, queue) = pipeline::start(reader.clone(), batches, options)?;
-        Ok(Self { queue, reader, left, failed: false, _driver: driver })
+        let (driver, queue) = pipeline::start(readers.clone(), batches, options)?;
+        Ok(Self { queue, readers, left, failed: false, _driver: driver })
     }
 }
 

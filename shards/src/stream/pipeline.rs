@@ -27,7 +27,7 @@ const UNIT: u64 = 1024;
 
 /// Starts the pipeline; it stops when either result is dropped.
 pub(super) fn start(
-    reader: Arc<Reader>,
+    readers: Arc<[Reader]>,
     batches: Batches,
     options: &StreamOptions,
 ) -> Result<(AbortOnDropHandle<()>, mpsc::Receiver<Pending>)> {
@@ -38,7 +38,7 @@ pub(super) fn start(
         .panic_handler(|_| ())
         .build()
         .map_err(|e| Error::Stopped(format!("start {} decode threads: {e}", options.threads)))?;
-    let maker = Arc::new(Maker { reader, pool, on_damage: options.on_damage });
+    let maker = Arc::new(Maker { readers, pool, on_damage: options.on_damage });
     let (sender, queue) = mpsc::channel(QUEUE);
     let driver = options.runtime.spawn(deal(maker, batches, options.prefetch_bytes, sender));
     Ok((AbortOnDropHandle::new(driver), queue))
@@ -67,7 +67,8 @@ async fn deal(maker: Arc<Maker>, batches: Batches, prefetch_bytes: u64, queue: m
 }
 
 struct Maker {
-    reader: Arc<Reader>,
+    /// One a dataset.
+    readers: Arc<[Reader]>,
     pool: ThreadPool,
     on_damage: OnDamage,
 }
@@ -132,15 +133,16 @@ impl Maker {
 
     /// Fetches and decodes one window into its part of the batch.
     async fn show(&self, item: Item, side: u32, mut part: BytesMut) -> Result<BytesMut> {
-        let runs = self.reader.fetch(item.clip, &item.frames).await?;
-        let reader = self.reader.clone();
-        let index = item.clip;
+        let (source, index) = (item.source, item.clip);
+        let runs = self.readers[source].fetch(index, &item.frames).await?;
+        let readers = self.readers.clone();
         let (answer, decoded) = oneshot::channel();
         self.pool.spawn_fifo(move || {
             // Nobody waits any more: the stream was dropped.
             if answer.is_closed() {
                 return;
             }
+            let reader = &readers[source];
             let dataset = reader.dataset();
             let clip = dataset.clip(item.clip);
             let codec = dataset.manifest.codec;
@@ -150,7 +152,7 @@ impl Maker {
             drop(answer.send(result));
         });
         decoded.await.map_err(|_| {
-            let clip = &self.reader.dataset().clip(index).clip_id;
+            let clip = &self.readers[source].dataset().clip(index).clip_id;
             Error::Stopped(format!("decode clip {clip:?}: its decode thread ended early"))
         })?
     }

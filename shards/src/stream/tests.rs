@@ -488,3 +488,81 @@ fn steps_of_multigrid_training_have_their_own_shapes() {
         assert_eq!(joined, expected.frames, "step {step}");
     }
 }
+
+#[test]
+fn a_mixture_draws_from_both_datasets_and_maps_their_labels() {
+    use crate::plan::{Order, Pools, Shares};
+    let (a, b) = (bench(Codec::Jpeg), bench_of(Codec::Raw, &[(20, 24, 20); 11]));
+    let names = ["up", "down", "left", "right", "stop"].map(String::from);
+    let source = |bench: &Bench| Source::named(bench.dataset.clone(), &names, &Default::default()).unwrap();
+    let sources = Sources::new(vec![source(&a), source(&b)]).unwrap();
+    let parts = [sources.clips_of(0, "train").unwrap(), sources.clips_of(1, "train").unwrap()];
+    let sizes = [parts[0].len() as u32, parts[1].len() as u32];
+    assert_eq!(sizes, [21, 9]);
+    let pools = Arc::new(vec![(0..21).collect(), (21..30).collect()]);
+    let spec = PlanSpec {
+        dataset_digest: sources.digest(),
+        clips: 30,
+        order: Order::Pools(Pools { pools, shares: Shares::Fixed(vec![10, 6]) }),
+        ..a.pass().plan.spec().clone()
+    };
+    let plan = Arc::new(Plan::new(spec).unwrap());
+    let pass = || TrainPass { clips: parts.concat(), plan: plan.clone(), end: 6, ..a.pass() };
+    let train = |pass| all(Stream::train_of(sources.clone(), pass, &a.options(2, 1 << 20)).unwrap()).unwrap();
+    let whole = train(pass());
+    assert_eq!(whole.iter().map(|b| b.clips.len()).collect::<Vec<_>>(), [8; 6]);
+    for epoch in whole.chunks(2) {
+        let second = epoch.iter().flat_map(|b| &b.clips).filter(|c| **c >= 21).count();
+        assert_eq!(second, 6);
+    }
+    // Three epochs show 18 of the second's 9 clips: each twice.
+    let mut count = vec![0; 30];
+    whole.iter().flat_map(|b| &b.clips).for_each(|c| count[*c as usize] += 1);
+    assert!(
+        count[21..].iter().all(|n| *n == 2) && count[..21].iter().all(|n| *n == 1 || *n == 2),
+        "{count:?}"
+    );
+    // Both have down, left, right, up; here they are 1, 2, 3, 0.
+    let here = [1, 2, 3, 0];
+    for (place, label) in whole.iter().flat_map(|b| b.clips.iter().zip(&b.labels)) {
+        let (source, clip) = sources.place(pass().clips[*place as usize]);
+        let theirs = sources.dataset(source).clip(clip).label;
+        assert_eq!(*label, theirs.map_or(-1, |id| here[id as usize]));
+    }
+    let split = |rank| train(TrainPass { rank, world: 2, ..pass() });
+    let (left, right) = (split(0), split(1));
+    for (i, b) in whole.iter().enumerate() {
+        assert_eq!([left[i].frames.clone(), right[i].frames.clone()].concat(), b.frames);
+    }
+    assert_eq!(train(TrainPass { start: (1, 1), ..pass() }), whole[3..]);
+
+    let refused = |names: &[&str], rename: &[(&str, &str)]| {
+        let names: Vec<String> = names.iter().map(|n| n.to_string()).collect();
+        let rename = rename.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
+        Source::named(a.dataset.clone(), &names, &rename).map(|s| s.labels)
+    };
+    let said = refused(&["down", "left"], &[]).unwrap_err().to_string();
+    assert!(
+        said.contains("2 of its labels") && said.contains("\"right\"") && said.contains("rename"),
+        "{said}"
+    );
+    let same = refused(&["down", "left", "right", "above"], &[("up", "above")]);
+    assert_eq!(same.unwrap(), None);
+    assert!(refused(&["down"], &[("upp", "down")]).unwrap_err().to_string().contains("no such label"));
+}
+
+/// A resumed stream reads its own batches and nothing of those before them.
+#[test]
+fn the_consumed_prefix_is_not_read_again() {
+    let bench = bench(Codec::Jpeg);
+    let read = |start, end| {
+        let pass = TrainPass { start, end, ..bench.pass() };
+        let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 1 << 20)).unwrap();
+        while stream.next().unwrap().is_some() {}
+        let stats = stream.stats();
+        (stats.bytes, stats.requests)
+    };
+    let (whole, first, rest) = (read((0, 0), 6), read((0, 0), 4), read((1, 1), 6));
+    assert_eq!((first.0 + rest.0, first.1 + rest.1), whole);
+    assert!(rest.0 < whole.0 / 2, "{rest:?} of {whole:?}");
+}

@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use configs::Config;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// `format` of every manifest.
 pub const FORMAT: &str = "marey-checkpoint";
@@ -57,6 +57,9 @@ pub struct Header {
     pub dataset_digest: String,
     /// The whole job's configuration, overrides applied.
     pub config_toml: String,
+    /// What the order of the clips is a function of; with the position, all that a data stream resumes from.
+    #[serde(default)]
+    pub plan: BTreeMap<String, String>,
 }
 
 /// One object of a checkpoint.
@@ -127,7 +130,32 @@ impl Header {
             config_digest: config.digest(),
             dataset_digest: dataset_digest.into(),
             config_toml: config.text().into(),
+            plan: BTreeMap::new(),
         })
+    }
+
+    /// With the identity of the job's plan.
+    pub fn with_plan(self, plan: BTreeMap<String, String>) -> Self {
+        Self { plan, ..self }
+    }
+
+    /// Refuses another order of clips, naming each key that differs.
+    pub fn check_plan(&self, url: &str, plan: &BTreeMap<String, String>) -> Result<()> {
+        // A checkpoint of imported weights, or of a build that did not write it.
+        if self.plan.is_empty() || self.plan == *plan {
+            return Ok(());
+        }
+        let show = |v: Option<&String>| v.map_or("absent".to_string(), Clone::clone);
+        let keys: BTreeSet<&String> = self.plan.keys().chain(plan.keys()).collect();
+        let differing: Vec<String> = keys
+            .into_iter()
+            .filter(|k| self.plan.get(*k) != plan.get(*k))
+            .map(|k| format!("{k} is {} there and {} here", show(self.plan.get(k)), show(plan.get(k))))
+            .collect();
+        Err(Error::Usage(format!(
+            "resume from {url}: its clips come in another order: {}; set these back, or start a new run",
+            differing.join("; ")
+        )))
     }
 
     /// Where training goes on.
@@ -273,6 +301,39 @@ mod tests {
         assert_eq!(key, "g000003/optimizer-2-of-2.safetensors");
         assert_eq!(part_of(&key), Some(Part::Optimizer));
         assert_eq!(part_of("g000003/notes.txt"), None);
+    }
+
+    #[test]
+    fn a_streams_state_is_small_and_another_order_is_refused() {
+        use shards::plan::{Order, PlanSpec, Pools, Shape, Stage};
+        let spec = PlanSpec {
+            dataset_digest: "d".repeat(64),
+            seed: u64::MAX,
+            clips: 650_000,
+            lanes: 1024,
+            global_batch: 4096,
+            drop_last: true,
+            stages: vec![Stage { end: 358, cycle: vec![Shape { batch: 8, frames: 8, side: 158 }; 3] }; 13],
+            order: Order::Pools(Pools::of_classes((0..650_000).map(|i| i % 700), 650_000)),
+            left_out: "e".repeat(64),
+        };
+        let place = Place { epoch: u64::MAX, step_in_epoch: u64::MAX, step: u64::MAX };
+        let text = include_str!("../../../configs/demo.toml");
+        let config = Config::parse("demo", text, &[]).unwrap();
+        let header = Header::new(&config, &[], "d", place, 1, 1).unwrap().with_plan(spec.identity());
+        // All that a stream resumes from: position and plan.
+        let state = serde_json::json!({
+            "epoch": header.epoch, "step_in_epoch": header.step_in_epoch, "step": header.step, "plan": header.plan,
+        });
+        assert!(state.to_string().len() <= 1024, "{} bytes: {state}", state.to_string().len());
+
+        header.check_plan("run", &spec.identity()).unwrap();
+        let other = PlanSpec { left_out: "f".repeat(64), lanes: 512, ..spec };
+        let said = header.check_plan("run", &other.identity()).unwrap_err().to_string();
+        assert!(
+            said.contains("data.lanes is 1024 there and 512 here") && said.contains("data.quarantine"),
+            "{said}"
+        );
     }
 
     proptest! {

@@ -4,7 +4,7 @@
 mod activations;
 mod table;
 
-use crate::{Error, Result, feed, schedule};
+use crate::{Error, Result, feed, schedule, trainset::TrainSet};
 use configs::{Config, Optimizer, Precision, Sgd};
 use models::{Model, Role};
 use serde::Serialize;
@@ -13,7 +13,7 @@ use shards::{
     plan::{Plan, PlanSpec},
     stream::ClipSpec,
 };
-use std::{path::PathBuf, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use storage::Location;
 
 /// How long a dataset on a store may take to answer.
@@ -46,7 +46,10 @@ pub struct DryRunArgs {
 pub struct DryRun {
     /// Where clips and classes come from, in words.
     pub dataset: String,
+    /// Of an epoch.
     pub clips: u64,
+    /// What is special about them: clips left out, shares of a mixture.
+    pub notes: Vec<String>,
     pub classes: u64,
     /// Trained values.
     pub parameters: u64,
@@ -139,15 +142,18 @@ impl DryRun {
     pub fn new(config: &Config, clips: Option<u64>, classes: Option<u32>) -> Result<Self> {
         let size = Size::find(config, clips, classes)?;
         let (data, train) = (&config.data, &config.train);
-        let plan = Plan::new(PlanSpec {
-            dataset_digest: String::new(),
-            seed: config.seed,
-            clips: size.clips,
-            lanes: data.lanes,
-            global_batch: train.global_batch,
-            drop_last: data.drop_last,
-            stages: feed::stages(config),
-        })?;
+        let plan = match &size.set {
+            Some(set) => set.plan.clone(),
+            None => Arc::new(Plan::new(PlanSpec {
+                seed: config.seed,
+                clips: data.epoch_clips.unwrap_or(size.clips),
+                lanes: data.lanes,
+                global_batch: train.global_batch,
+                drop_last: data.drop_last,
+                stages: feed::stages(config),
+                ..PlanSpec::default()
+            })?),
+        };
         let workers = config.cluster.workers;
         let lanes: Vec<u32> = (0..workers)
             .map(|rank| Ok(plan.lanes_of_rank(rank, workers)?.len() as u32))
@@ -164,7 +170,8 @@ impl DryRun {
         let per_epoch = plan.steps_per_epoch(0);
         Ok(Self {
             dataset: size.source,
-            clips: size.clips,
+            clips: plan.spec().epoch_clips(),
+            notes: size.set.map_or(vec![], |set| set.notes),
             classes: size.classes,
             parameters: network.trained,
             gflops: network.gflops,
@@ -217,6 +224,8 @@ struct Size {
     clips: u64,
     classes: u64,
     epoch_bytes: Option<u64>,
+    /// Where the dataset is open.
+    set: Option<TrainSet>,
 }
 
 impl Size {
@@ -228,7 +237,7 @@ impl Size {
             format!("{url} is a placeholder")
         } else {
             match open(url)? {
-                Ok(dataset) => return Self::of(config, &dataset),
+                Ok(dataset) => return Self::of(config, dataset),
                 Err(why) => why,
             }
         };
@@ -240,18 +249,22 @@ impl Size {
             )));
         };
         let source = format!("{absent}: planned for {clips} clips of {classes} classes");
-        Ok(Self { source, clips, classes: classes.into(), epoch_bytes: None })
+        Ok(Self { source, clips, classes: classes.into(), epoch_bytes: None, set: None })
     }
 
-    fn of(config: &Config, dataset: &Dataset) -> Result<Self> {
-        let clips = dataset.clips_of(&config.data.train_split)?;
+    fn of(config: &Config, dataset: Dataset) -> Result<Self> {
+        let dataset = Arc::new(dataset);
+        let set = runtime()?.block_on(TrainSet::open(config, &dataset))?;
         let spec = feed::clip_spec(config);
-        let bytes = clips.iter().map(|c| window_bytes(&spec, dataset.clip(*c))).sum();
+        let bytes: u64 = set.clips.iter().map(|c| window_bytes(&spec, set.sources.clip(*c))).sum();
+        let clips = set.clips.len() as u64;
+        let epoch = u128::from(bytes) * u128::from(set.plan.spec().epoch_clips()) / u128::from(clips);
         Ok(Self {
             source: format!("{}, split {}", dataset.location.url(), config.data.train_split),
-            clips: clips.len() as u64,
+            clips,
             classes: dataset.manifest.labels.len() as u64,
-            epoch_bytes: Some(bytes),
+            epoch_bytes: Some(epoch as u64),
+            set: Some(set),
         })
     }
 }
@@ -260,9 +273,8 @@ impl Size {
 fn open(url: &str) -> Result<std::result::Result<Dataset, String>> {
     let location = Location::parse(url)?;
     let remote = url.contains("://") && !url.starts_with("file://");
-    let runtime = tokio::runtime::Runtime::new()
-        .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
-    let opened = runtime.block_on(async { tokio::time::timeout(PATIENCE, Dataset::open(&location)).await });
+    let opened =
+        runtime()?.block_on(async { tokio::time::timeout(PATIENCE, Dataset::open(&location)).await });
     match opened {
         Ok(Ok(dataset)) => Ok(Ok(dataset)),
         Ok(Err(shards::Error::NotADataset { url })) => Ok(Err(format!("there is no dataset at {url}"))),
@@ -272,6 +284,10 @@ fn open(url: &str) -> Result<std::result::Result<Dataset, String>> {
         Ok(Err(e)) => Err(e.into()),
         Err(_) => Ok(Err(format!("{url} did not answer within {} s", PATIENCE.as_secs()))),
     }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })
 }
 
 /// Bytes of the runs that a window in the middle of the clip touches.
@@ -370,7 +386,9 @@ mod tests {
                         false => run.stages.iter().map(|s| (s.end - s.from) * s.steps_per_epoch).sum(),
                     };
                     assert_eq!(run.total_steps, steps, "{name}");
-                    assert!((1..=run.global_batch.into()).contains(&run.last_batch), "{name}");
+                    let most = run.stages.first().and_then(|s| s.batches.iter().max());
+                    let most = most.copied().unwrap_or(run.global_batch);
+                    assert!((1..=most.into()).contains(&run.last_batch), "{name}");
                     assert_eq!(run.rate_scale, 1.0, "{name}: as published");
                     assert!(run.memory.total < 80 << 30, "{name}: {:?}", run.memory);
                     assert!(table::text(&run, &name).contains("learning rate"), "{name}");

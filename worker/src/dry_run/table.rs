@@ -10,6 +10,7 @@ pub fn text(run: &DryRun, config: &str) -> String {
         let _ = writeln!(out, "{name:<16}{value}");
     };
     line("dataset", run.dataset.clone());
+    run.notes.iter().for_each(|note| line("", note.clone()));
     let input = format!("{} frames of {} x {}", run.frames, run.crop, run.crop);
     let classes = run.classes;
     let size = format!("{} parameters, {:.1} GFLOPs a clip", millions(run.parameters), run.gflops);

@@ -117,7 +117,7 @@ impl<'a> Generation<'a> {
     pub(super) fn train(&mut self) -> Result<()> {
         let (config, at) = (&self.job.config, self.at.clone());
         let feed = self.job.feed();
-        let plan = feed.plan()?;
+        let plan = self.job.set.plan.clone();
         let total = feed.total_steps(&plan);
         let mut batches = feed.train(&plan, &at, self.position, total)?;
         self.announce();
@@ -133,6 +133,7 @@ impl<'a> Generation<'a> {
             self.take_shape();
             let summary = self.step(&batch, lr)?;
             self.position.advance(per_epoch);
+            self.record(&batch);
 
             self.report(&batch, &summary, lr, (per_epoch, total), began);
             let ended = self.position.step == total;
@@ -157,6 +158,15 @@ impl<'a> Generation<'a> {
         self.session.progress().at("joining", self.at.generation, self.position.epoch, self.position.step);
         self.reducer.zero_grad()?;
         self.pass_of_zeros(false, true)
+    }
+
+    /// Which clips this rank's part of a step showed, for those who count (`RUST_LOG=info,clips=debug`).
+    fn record(&self, batch: &Batch) {
+        if tracing::enabled!(target: "clips", tracing::Level::DEBUG) {
+            let (rank, step, epoch) = (self.at.rank, self.position.step, batch.epoch);
+            let ids = self.job.clip_ids(&batch.clips).join(" ");
+            tracing::debug!(target: "clips", "rank {rank}, epoch {epoch}, step {step}, clips: {ids}");
+        }
     }
 
     /// The shape of the step to come. The groups of sub-batch norm grow with the short cycle's batch, as
@@ -189,6 +199,9 @@ impl<'a> Generation<'a> {
     fn announce(&self) {
         let optimizer = &self.job.config.optimizer;
         let batch = self.job.config.train.global_batch;
+        if self.at.rank == 0 {
+            self.job.set.notes.iter().for_each(|note| self.session.log("info", note.clone()));
+        }
         if let (0, Some(reference)) = (self.at.rank, optimizer.reference_batch().filter(|r| *r != batch)) {
             let (given, used) = (optimizer.lr(), optimizer.lr() * schedule::batch_scale(&self.job.config));
             self.session.log(
@@ -253,7 +266,8 @@ impl<'a> Generation<'a> {
             self.position,
             at.world as u32,
             at.generation,
-        )?;
+        )?
+        .with_plan(job.set.plan.spec().identity());
         let snapshot = save::snapshot(self.state.entries(), header, at.rank as u32)?;
         self.saved = Some(self.position.step);
         let (run, send) = (self.job.run.clone(), self.session.shard_sender());
@@ -326,7 +340,7 @@ fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: 
         let loaded = job.runtime.block_on(load::load_best(&job.run, |text| session.log("warn", text)))?;
         match (loaded, &job.config.train.init) {
             (Some(loaded), _) => {
-                position = state.load(&job.config, &job.dataset, loaded)?;
+                position = state.load(&job.config, &job.dataset, &job.set.plan, loaded)?;
                 session.log("info", format!("resumed from the checkpoint of step {}", position.step));
             }
             (None, Some(url)) => {
@@ -339,8 +353,24 @@ fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: 
         }
     }
     position.broadcast(group, job.options.device.torch())?;
+    agree_on_plan(job, group)?;
     state.broadcast(group)?;
     Ok(position)
+}
+
+/// Every rank must have read the same lists of clips: a quarantine list can change between two readings.
+fn agree_on_plan(job: &Job, group: &Group) -> Result<()> {
+    let digest = storage::sha256_hex(format!("{:?}", job.set.plan.spec().identity()).as_bytes());
+    let mine: Vec<i64> = digest.bytes().map(i64::from).collect();
+    let theirs = Tensor::from_slice(&mine).f_to_device(job.options.device.torch())?;
+    group.broadcast(&theirs, 0)?.wait()?;
+    match Vec::<i64>::try_from(&theirs.f_to_device(tch::Device::Cpu)?)? == mine {
+        true => Ok(()),
+        false => Err(Error::Usage(
+            "train with the other workers: this one read another list of clips; a file named by data.quarantine or a dataset of data.mixture was changed while they started, so start them again"
+                .into(),
+        )),
+    }
 }
 
 /// The most resident memory this process ever had, bytes; Linux only.

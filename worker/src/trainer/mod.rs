@@ -17,6 +17,7 @@ use crate::{
     device::Device,
     feed::{Feed, open_cache},
     session::{self, Session},
+    trainset::TrainSet,
 };
 use configs::Config;
 use generation::Generation;
@@ -46,6 +47,7 @@ pub struct TrainerOptions {
 struct Job {
     config: Config,
     dataset: Arc<Dataset>,
+    set: TrainSet,
     cache: Option<Arc<Cache>>,
     run: Location,
     channel: Channel,
@@ -90,6 +92,7 @@ impl Job {
         Feed {
             config: &self.config,
             dataset: &self.dataset,
+            set: &self.set,
             runtime: self.runtime.handle(),
             threads: self.options.threads,
             cache: self.cache.clone(),
@@ -98,10 +101,7 @@ impl Job {
 
     /// The names of training clips, by their places inside the split.
     fn clip_ids(&self, places: &[u32]) -> Vec<String> {
-        let split = self.dataset.clips_of(&self.config.data.train_split).unwrap_or_default();
-        let name =
-            |place: &u32| split.get(*place as usize).map(|c| self.dataset.clip(*c).clip_id.to_string());
-        places.iter().filter_map(name).collect()
+        self.set.clip_ids(places)
     }
 
     fn short_epoch(&self, at: Place) -> Error {
@@ -126,6 +126,7 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
         Arc::new(runtime.block_on(async {
             Dataset::open(&Location::parse(&config.data.url)?).await.map_err(Error::from)
         })?);
+    let set = runtime.block_on(TrainSet::open(&config, &dataset))?;
     let hello = v1::Hello {
         protocol_version: proto::PROTOCOL_VERSION,
         worker: worker_name(options.device),
@@ -138,7 +139,7 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
     let host = session::local_address(&address)?;
     let run = Location::parse(&job.run_url)?;
     let cache = open_cache(&config, &dataset);
-    Ok((Job { config, dataset, cache, run, channel, runtime, options, host }, session))
+    Ok((Job { config, dataset, set, cache, run, channel, runtime, options, host }, session))
 }
 
 /// Unique in the job, and telling: host-pid-device.

@@ -69,7 +69,7 @@ impl Generation<'_> {
         }
         self.guard.skipped = 0;
         let clip = config.train.clip_norm.map_or(1.0, |most| (most / (summary.grad_norm + 1e-6)).min(1.0));
-        let factor = clip / scale * batch.global_clips as f64 / summary.shown as f64;
+        let factor = clip / scale * (batch.global_clips as f64 / summary.shown as f64);
         if factor != 1.0 {
             foreach_mul(&grads, factor)?;
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 const SMALL: [(u32, u32, u32); 3] = [(20, 24, 16), (5, 16, 24), (33, 17, 19)];
 
 fn open(folder: &Path) -> Result<Dataset> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(Dataset::open(&Location::parse(folder.to_str().unwrap()).unwrap()))
 }
 

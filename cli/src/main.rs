@@ -34,6 +34,9 @@ enum Command {
     /// Check every byte of a dataset (marey-shards verify)
     #[command(disable_help_flag = true)]
     Verify(Rest),
+    /// Measure the reading of datasets
+    #[command(subcommand)]
+    Data(Data),
     /// Train on this machine: a coordinator, its workers, and their progress
     Train(train::Args),
     /// Follow a running job
@@ -65,6 +68,13 @@ enum Command {
     Parity(Rest),
 }
 
+#[derive(Subcommand)]
+enum Data {
+    /// Measure how fast a dataset feeds a trainer (marey-shards bench)
+    #[command(disable_help_flag = true)]
+    Bench(Rest),
+}
+
 /// Arguments that another program parses.
 #[derive(clap::Args)]
 struct Rest {
@@ -88,6 +98,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Ingest(rest) => become_sibling(SHARDS, Some("ingest"), &rest.args),
         Command::Inspect(rest) => become_sibling(SHARDS, Some("inspect"), &rest.args),
         Command::Verify(rest) => become_sibling(SHARDS, Some("verify"), &rest.args),
+        Command::Data(Data::Bench(rest)) => become_sibling(SHARDS, Some("bench"), &rest.args),
         Command::Coordinator(rest) => become_sibling(COORDINATOR, None, &rest.args),
         Command::Worker(rest) => become_sibling(WORKER, Some("run"), &rest.args),
         Command::Eval(rest) => become_sibling(WORKER, Some("eval"), &rest.args),

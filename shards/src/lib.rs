@@ -7,15 +7,17 @@
 //! 3. [`sampling`] and [`augment`]: which frames, crop, flip and changes of its pixels a sample gets, purely;
 //! 4. [`reader`]: the needed runs by ranged GET, verified;
 //! 5. [`decode`]: runs to augmented pixels in the batch buffer;
-//! 6. [`stream`]: all of it, prefetched, in order, under a byte budget.
+//! 6. [`stream`]: all of it, prefetched, in order, under a byte budget; [`bench`] measures it.
 
 pub mod augment;
+pub mod bench;
 pub mod decode;
 pub mod error;
 pub mod format;
 #[cfg(feature = "ingest")]
 pub mod ingest;
 pub mod inspect;
+pub mod job;
 pub mod ledger;
 pub mod plan;
 pub mod random;

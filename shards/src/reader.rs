@@ -5,7 +5,11 @@ use crate::{Error, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use std::collections::BTreeSet;
+use std::fs::File;
+use std::future::ready;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::sync::Semaphore;
@@ -19,6 +23,8 @@ pub struct Stats {
     pub requests: u64,
     /// Runs asked for a second time because the first answer was wrong.
     pub refetches: u64,
+    /// Bytes of the runs that the views so far needed: `bytes / needed` is the read amplification.
+    pub needed: u64,
 }
 
 /// Verified runs of one clip.
@@ -51,6 +57,7 @@ pub struct Reader {
     bytes: AtomicU64,
     requests: AtomicU64,
     refetches: AtomicU64,
+    needed: AtomicU64,
 }
 
 impl Reader {
@@ -63,6 +70,7 @@ impl Reader {
             bytes: AtomicU64::new(0),
             requests: AtomicU64::new(0),
             refetches: AtomicU64::new(0),
+            needed: AtomicU64::new(0),
         }
     }
 
@@ -77,6 +85,7 @@ impl Reader {
             bytes: self.bytes.load(Relaxed),
             requests: self.requests.load(Relaxed),
             refetches: self.refetches.load(Relaxed),
+            needed: self.needed.load(Relaxed),
         }
     }
 
@@ -87,8 +96,47 @@ impl Reader {
     /// Storage, or damage that a second request did not mend: names file, clip and run.
     pub async fn fetch(&self, clip: ClipIndex, frames: &[u32]) -> Result<Runs> {
         let clip = self.dataset.clip(clip);
+        self.needed.fetch_add(fetch_bytes(clip, frames), Relaxed);
         let verified = |span| self.verified(clip, span, |range| self.get(clip, range));
         Ok(Runs(try_join_all(spans(frames).into_iter().map(verified)).await?.concat()))
+    }
+
+    /// True where the dataset lies in a local folder: then [`Reader::fetch_here`] serves.
+    pub fn is_local(&self) -> bool {
+        self.dataset.location.local_file("").is_some()
+    }
+
+    /// [`Reader::fetch`] in this thread, from a local folder: the decoder finds the bytes in its core's cache.
+    ///
+    /// # Errors
+    /// As [`Reader::fetch`].
+    pub fn fetch_here(&self, clip: ClipIndex, frames: &[u32]) -> Result<Runs> {
+        let clip = self.dataset.clip(clip);
+        self.needed.fetch_add(fetch_bytes(clip, frames), Relaxed);
+        let key = self.dataset.file_key(clip);
+        let path = self.dataset.location.local_file(key).unwrap_or_default();
+        let get = |span: Range<u32>| ready(self.read(clip, &path, span));
+        let mut runs = Vec::new();
+        for span in spans(frames) {
+            runs.append(&mut futures::executor::block_on(self.verified(clip, span, get))?);
+        }
+        Ok(Runs(runs))
+    }
+
+    fn read(&self, clip: &ClipMeta, path: &Path, span: Range<u32>) -> Result<Bytes> {
+        let range = byte_range(clip, &span);
+        let wanted = range.end - range.start;
+        self.requests.fetch_add(1, Relaxed);
+        let (bytes, size) =
+            read_file(path, clip.offset + range.start, wanted).map_err(|e| match e.kind() {
+                ErrorKind::NotFound => self.missing(clip),
+                _ => Error::Io { path: path.display().to_string(), source: e },
+            })?;
+        self.bytes.fetch_add(bytes.len() as u64, Relaxed);
+        match bytes.len() as u64 == wanted {
+            true => Ok(bytes),
+            false => Err(self.cut_off(clip, &span, size)),
+        }
     }
 
     /// The runs of a span, fetched with `get`, each verified and if need be fetched again.
@@ -129,21 +177,25 @@ impl Reader {
                 self.bytes.fetch_add(bytes.len() as u64, Relaxed);
                 Ok(bytes)
             }
-            Err(e) if e.is_not_found() => Err(Error::Damaged {
-                url: self.url(clip),
-                why: "the manifest names it but it is missing".into(),
-            }),
+            Err(e) if e.is_not_found() => Err(self.missing(clip)),
             // Stores word a range beyond the end in many ways: ask for the size instead.
             Err(e) => match location.head(key).await {
-                Ok((size, _)) if size < range.end => {
-                    let whole = self.dataset.manifest.files[clip.file as usize].bytes;
-                    let run = span.clone().find(|&r| clip.offset + clip.run_offsets[r as usize + 1] > size);
-                    let why = format!("the file is cut off: {size} bytes of {whole}");
-                    Err(self.damaged(clip, run.unwrap_or(span.start), why))
-                }
+                Ok((size, _)) if size < range.end => Err(self.cut_off(clip, &span, size)),
                 _ => Err(e.into()),
             },
         }
+    }
+
+    fn missing(&self, clip: &ClipMeta) -> Error {
+        Error::Damaged { url: self.url(clip), why: "the manifest names it but it is missing".into() }
+    }
+
+    /// The error of a span that ends beyond its file of `size` bytes.
+    fn cut_off(&self, clip: &ClipMeta, span: &Range<u32>, size: u64) -> Error {
+        let whole = self.dataset.manifest.files[clip.file as usize].bytes;
+        let run = span.clone().find(|&r| clip.offset + clip.run_offsets[r as usize + 1] > size);
+        let why = format!("the file is cut off: {size} bytes of {whole}");
+        self.damaged(clip, run.unwrap_or(span.start), why)
     }
 
     /// The error that names file, clip and run.
@@ -166,7 +218,7 @@ pub fn fetch_bytes(clip: &ClipMeta, frames: &[u32]) -> u64 {
 }
 
 /// The runs that hold `frames`, ascending, neighbours joined.
-fn spans(frames: &[u32]) -> Vec<Range<u32>> {
+pub(crate) fn spans(frames: &[u32]) -> Vec<Range<u32>> {
     let mut spans: Vec<Range<u32>> = Vec::new();
     for run in frames.iter().map(|f| f / RUN_FRAMES).collect::<BTreeSet<u32>>() {
         match spans.last_mut() {
@@ -178,8 +230,17 @@ fn spans(frames: &[u32]) -> Vec<Range<u32>> {
 }
 
 /// Where runs lie, relative to the payload. The offsets were checked when the dataset was opened.
-fn byte_range(clip: &ClipMeta, span: &Range<u32>) -> Range<u64> {
+pub(crate) fn byte_range(clip: &ClipMeta, span: &Range<u32>) -> Range<u64> {
     clip.run_offsets[span.start as usize]..clip.run_offsets[span.end as usize]
+}
+
+/// Up to `length` bytes of a file from `offset` on, and the file's size.
+fn read_file(path: &Path, offset: u64, length: u64) -> std::io::Result<(Bytes, u64)> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = Vec::with_capacity(length as usize);
+    file.by_ref().take(length).read_to_end(&mut bytes)?;
+    Ok((bytes.into(), file.metadata()?.len()))
 }
 
 fn check(clip: &ClipMeta, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {
@@ -217,8 +278,8 @@ mod tests {
         let (reader, clip) = (Reader::new(dataset.clone(), 4), ClipIndex(0));
         let run = dataset.clip(clip).run_offsets[1];
         for (frames, runs, stats) in [
-            (vec![20, 33], vec![1, 2], Stats { bytes: 2 * run, requests: 1, refetches: 0 }),
-            (vec![0, 40], vec![0, 2], Stats { bytes: 4 * run, requests: 3, refetches: 0 }),
+            (vec![20, 33], vec![1, 2], Stats { bytes: 2 * run, requests: 1, refetches: 0, needed: 2 * run }),
+            (vec![0, 40], vec![0, 2], Stats { bytes: 4 * run, requests: 3, refetches: 0, needed: 4 * run }),
         ] {
             let found = reader.fetch(clip, &frames).await.unwrap();
             assert_eq!((0..5).filter(|&r| found.get(r).is_some()).collect::<Vec<u32>>(), runs);

@@ -7,7 +7,7 @@ use object_store::{
     ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig, WriteMultipart,
     aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
 };
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 /// A prefix in a store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -109,6 +109,11 @@ impl Location {
     /// The store's own path of a key.
     pub fn key(&self, key: &str) -> Path {
         key.split('/').filter(|p| !p.is_empty()).fold(self.prefix.clone(), |p, part| p.join(part))
+    }
+
+    /// The file of a key, where this location is a local folder.
+    pub fn local_file(&self, key: &str) -> Option<PathBuf> {
+        self.endpoint.is_empty().then(|| std::path::Path::new(&self.url).join(key))
     }
 
     /// The whole object.

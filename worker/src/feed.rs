@@ -4,11 +4,9 @@ use crate::{Result, checkpoint::layout::Place, session::Assignment};
 use configs::Config;
 use shards::{
     format::Dataset,
+    job::{clip_spec, test_sampling, train_view},
     plan::{Plan, PlanSpec},
-    stream::{
-        Augment, ClipSpec, ColorJitter, Erasing, EvalPass, RandAugment, Scale, Stream, StreamOptions,
-        TestSampling, TrainPass, View,
-    },
+    stream::{EvalPass, Stream, StreamOptions, TrainPass, View},
 };
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -46,11 +44,6 @@ impl Feed<'_> {
     /// This rank's training batches from `from` to the end of the job.
     pub fn train(&self, plan: &Arc<Plan>, at: &Assignment, from: Place, total: u64) -> Result<Stream> {
         let data = &self.config.data;
-        let augment = &data.augment;
-        let scale = match augment.scale {
-            configs::Scale::ShortSide { min, max } => Scale::ShortSide { min, max },
-            configs::Scale::Resized { area, aspect } => Scale::Resized { area, aspect },
-        };
         let pass = TrainPass {
             clips: self.dataset.clips_of(&data.train_split)?,
             plan: plan.clone(),
@@ -59,14 +52,7 @@ impl Feed<'_> {
             start: (from.epoch, from.step_in_epoch),
             end: total,
             clip: clip_spec(self.config),
-            view: View::Train {
-                crop: augment.crop,
-                scale,
-                flip: augment.flip,
-                seed: self.config.seed,
-                repeats: augment.repeats,
-                augment: self.augment()?,
-            },
+            view: train_view(self.config, &self.dataset.manifest)?,
         };
         Ok(Stream::train(self.dataset.clone(), pass, &self.options())?)
     }
@@ -95,55 +81,9 @@ impl Feed<'_> {
         Ok(Some(Stream::eval(self.dataset.clone(), pass, &self.options())?))
     }
 
-    /// An unknown name among the labels that are never mirrored is an error.
-    fn augment(&self) -> Result<Augment> {
-        let data = &self.config.data;
-        let a = &data.augment;
-        Ok(Augment {
-            no_flip: self.dataset.manifest.label_ids("data.augment.no_flip", &a.no_flip)?,
-            color_jitter: a.color_jitter.map(|j| ColorJitter {
-                brightness: j.brightness,
-                contrast: j.contrast,
-                saturation: j.saturation,
-            }),
-            rand_augment: a.rand_augment.map(|r| RandAugment {
-                magnitude: r.magnitude,
-                magnitude_std: r.magnitude_std,
-                num_ops: r.num_ops,
-                prob: r.prob,
-            }),
-            erasing: a.random_erasing.map(|e| Erasing {
-                prob: e.prob,
-                area: e.area,
-                aspect: e.aspect,
-                mean: data.mean,
-                std: data.std,
-            }),
-        })
-    }
-
     fn options(&self) -> StreamOptions {
         let data = &self.config.data;
         let threads = if data.threads == 0 { self.threads } else { data.threads };
         StreamOptions::new(self.runtime.clone(), threads, data.prefetch.0)
-    }
-}
-
-/// The temporal window of the job's clips.
-pub fn clip_spec(config: &Config) -> ClipSpec {
-    let data = &config.data;
-    ClipSpec {
-        frames: data.frames,
-        sampling_rate: data.sampling_rate,
-        fps: data.fps,
-        single_frame: config.train.single_frame,
-    }
-}
-
-/// Where the windows of an evaluation lie.
-pub fn test_sampling(sampling: configs::TestSampling) -> TestSampling {
-    match sampling {
-        configs::TestSampling::PySlowFast => TestSampling::PySlowFast,
-        configs::TestSampling::MmAction2 => TestSampling::MmAction2,
     }
 }

@@ -8,7 +8,7 @@ use crate::{
         load,
     },
     device::Device,
-    feed, metrics,
+    metrics,
     trainer::autocast,
 };
 use configs::{Config, Ensemble, LossKind, Precision, Test};
@@ -147,7 +147,7 @@ impl Restored {
     ) -> Result<()> {
         let prefetch = self.config.data.prefetch.0;
         let options = StreamOptions::new(self.runtime.handle().clone(), self.threads, prefetch);
-        let clip = feed::clip_spec(&self.config);
+        let clip = shards::job::clip_spec(&self.config);
         let pass = EvalPass { clips, rank: 0, world: 1, batch, clip, view: view(test) };
         let stream = Stream::eval(dataset.clone(), pass, &options)?;
         let judge = Judge {
@@ -170,7 +170,7 @@ impl Restored {
 /// The views of a test.
 pub fn view(test: &Test) -> View {
     let Test { views, short_side, crop, sampling, .. } = *test;
-    let sampling = feed::test_sampling(sampling);
+    let sampling = shards::job::test_sampling(sampling);
     View::Eval { short_side, crop, clips: views.clips, crops: views.crops, sampling }
 }
 

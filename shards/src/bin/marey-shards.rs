@@ -3,7 +3,7 @@
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use shards::{
-    Error,
+    Error, bench,
     format::Codec,
     ingest::{Options, Sources, Summary, ingest},
     inspect::{contact_sheet, inspect, size},
@@ -34,6 +34,8 @@ enum Command {
     Inspect(Inspect),
     /// Check every byte of a dataset; exit status 1 if anything is damaged.
     Verify(Verify),
+    /// Measure how fast a dataset feeds a trainer.
+    Bench(bench::Args),
 }
 
 #[derive(Args)]
@@ -113,6 +115,7 @@ fn main() -> ExitCode {
         Command::Ingest(args) => run_ingest(args),
         Command::Inspect(args) => run_inspect(&args),
         Command::Verify(args) => run_verify(&args),
+        Command::Bench(args) => run_bench(&args),
     };
     outcome.unwrap_or_else(|e| {
         let mut text = e.to_string();
@@ -219,6 +222,16 @@ fn run_verify(args: &Verify) -> Result<ExitCode, Error> {
     }
     say(&format!("{}: {} findings in {looked}", location.url(), verdict.damage.len()))?;
     Ok(ExitCode::from(1))
+}
+
+fn run_bench(args: &bench::Args) -> Result<ExitCode, Error> {
+    let report = args.run(&runtime()?)?;
+    match args.json {
+        true => {
+            say(&serde_json::to_string_pretty(&report).map_err(|e| Error::Stopped(format!("print: {e}")))?)
+        }
+        false => say(&report.text()),
+    }
 }
 
 fn runtime() -> Result<Runtime, Error> {

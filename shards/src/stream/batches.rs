@@ -59,7 +59,7 @@ enum Order {
 
 impl Batches {
     pub(super) fn train(dataset: &Arc<Dataset>, pass: TrainPass) -> Result<Self> {
-        if !matches!(pass.view, View::Train { .. }) {
+        if matches!(pass.view, View::Eval { .. }) {
             return Err(Error::Usage("stream training clips: the view is one for evaluation".into()));
         }
         let plan = pass.plan;
@@ -117,9 +117,13 @@ impl Batches {
             return Err(Error::Usage(format!("stream clip {}: there is no such clip", bad.0)));
         }
         // What one batch can weigh at most must be a number of bytes at all.
-        let a_view = u64::from(clip.frames) * u64::from(view.side()).pow(2) * 3;
+        let (width, height) = view.size();
+        let a_view = u64::from(clip.frames) * u64::from(width) * u64::from(height) * 3;
         if largest.checked_mul(a_view).is_none_or(|b| b > isize::MAX as u64) {
             return Err(Error::Usage(format!("stream batches of {largest} views: too large for any memory")));
+        }
+        if let View::Whole { .. } = view {
+            whole_clips(dataset, &clips, view.size())?;
         }
         Ok(Self { dataset: dataset.clone(), clips, clip, view, order, numbers })
     }
@@ -143,12 +147,12 @@ impl Batches {
         };
         let items: Vec<Item> = items;
         let views = items.iter().map(|i| i.cuts.len()).sum();
-        let side = self.view.side() as usize;
+        let (width, height) = self.view.size();
         let fetch = |i: &Item| fetch_bytes(self.dataset.clip(i.clip), &i.frames);
         Ok(BatchPlan {
             epoch,
             step,
-            shape: [views, self.clip.frames as usize, side, side, 3],
+            shape: [views, self.clip.frames as usize, height as usize, width as usize, 3],
             fetch_bytes: items.iter().map(fetch).sum(),
             global_clips: global.unwrap_or(views),
             items,
@@ -194,6 +198,17 @@ impl Batches {
             cuts,
         }
     }
+}
+
+/// Frames can only be shown as they are where they all have the batch's size.
+fn whole_clips(dataset: &Dataset, clips: &[ClipIndex], size: (u32, u32)) -> Result<()> {
+    let other = clips.iter().map(|&c| dataset.clip(c)).find(|c| (c.width, c.height) != size);
+    other.map_or(Ok(()), |clip| {
+        Err(Error::Usage(format!(
+            "stream whole clips of {}x{} pixels: clip {:?} is {}x{}; choose a crop for clips of several sizes",
+            size.0, size.1, clip.clip_id, clip.width, clip.height
+        )))
+    })
 }
 
 impl Iterator for Batches {

@@ -104,7 +104,7 @@ impl Maker {
                 batch.views.push(view);
             }
             let part = rest.split_to(item.cuts.len() * a_view);
-            jobs.push(self.show(item, width as u32, part));
+            jobs.push(self.show(item, (width as u32, height as u32), part));
         }
         drop(rest);
         let mut whole = BytesMut::new();
@@ -118,9 +118,12 @@ impl Maker {
         Ok((batch, share))
     }
 
-    /// Fetches and decodes one window into its part of the batch.
-    async fn show(&self, item: Item, side: u32, mut part: BytesMut) -> Result<BytesMut> {
-        let runs = self.reader.fetch(item.clip, &item.frames).await?;
+    /// Fetches and decodes one window into its part of the batch. Local files are read by the decode thread.
+    async fn show(&self, item: Item, size: (u32, u32), mut part: BytesMut) -> Result<BytesMut> {
+        let fetched = match self.reader.is_local() {
+            true => None,
+            false => Some(self.reader.fetch(item.clip, &item.frames).await?),
+        };
         let reader = self.reader.clone();
         let index = item.clip;
         let (answer, decoded) = oneshot::channel();
@@ -132,10 +135,12 @@ impl Maker {
             let dataset = reader.dataset();
             let clip = dataset.clip(item.clip);
             let codec = dataset.manifest.codec;
-            let result = decode(codec, clip, &runs, &item.frames, &item.cuts, side, &mut part)
-                .map(|()| part)
-                .map_err(|bad| reader.damaged(clip, bad.run, bad.why));
-            drop(answer.send(result));
+            let runs = fetched.map_or_else(|| reader.fetch_here(item.clip, &item.frames), Ok);
+            let result = runs.and_then(|runs| {
+                decode(codec, clip, &runs, &item.frames, &item.cuts, size, &mut part)
+                    .map_err(|bad| reader.damaged(clip, bad.run, bad.why))
+            });
+            drop(answer.send(result.map(|()| part)));
         });
         decoded.await.map_err(|_| {
             let clip = &self.reader.dataset().clip(index).clip_id;

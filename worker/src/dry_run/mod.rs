@@ -4,7 +4,7 @@
 mod activations;
 mod table;
 
-use crate::{Error, Result, feed, schedule};
+use crate::{Error, Result, schedule};
 use configs::{Config, Optimizer, Precision, Sgd};
 use models::{Model, Role};
 use serde::Serialize;
@@ -202,7 +202,7 @@ impl Size {
 
     fn of(config: &Config, dataset: &Dataset) -> Result<Self> {
         let clips = dataset.clips_of(&config.data.train_split)?;
-        let spec = feed::clip_spec(config);
+        let spec = shards::job::clip_spec(config);
         let bytes = clips.iter().map(|c| window_bytes(&spec, dataset.clip(*c))).sum();
         Ok(Self {
             source: format!("{}, split {}", dataset.location.url(), config.data.train_split),

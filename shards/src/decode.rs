@@ -80,6 +80,12 @@ impl Scratch {
             }
             let place = split.1.get((frame % RUN_FRAMES) as usize).cloned();
             let stored = &bytes[place.ok_or_else(|| bad(format!("it has no frame {frame}")))?];
+            if whole && codec == Codec::Raw {
+                let target = &mut out[at(0, t)..][..image];
+                target.copy_from_slice(stored);
+                self.finish(&cuts[0], size.0, target);
+                continue;
+            }
             if codec == Codec::Jpeg {
                 let bad = |e| bad(format!("frame {frame}: {e}"));
                 let decoder = open_jpeg(&mut self.jpeg, stored, clip).map_err(bad)?;

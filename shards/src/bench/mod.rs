@@ -217,6 +217,7 @@ fn run(dataset: &Arc<Dataset>, pass: TrainPass, options: &StreamOptions, limit: 
         batches += 1;
         clips += batch.shape[0] as u64;
         pixels += batch.frames.len() as u64;
+        stream.recycle(batch);
         if begun.elapsed() >= limit {
             break;
         }

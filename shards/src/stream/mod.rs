@@ -17,7 +17,7 @@ use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::{Error, Result};
 use batches::Batches;
-use pipeline::Pending;
+use pipeline::{Pending, Spares};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -107,6 +107,7 @@ pub struct Batch {
 pub struct Stream {
     queue: mpsc::Receiver<Pending>,
     reader: Arc<Reader>,
+    spares: Arc<Spares>,
     /// Batches not yet handed out: a queue that closes early must not pass for the end.
     left: u64,
     failed: bool,
@@ -169,6 +170,11 @@ impl Stream {
         }
     }
 
+    /// Takes back the memory of a batch that is done with: a later one is made in it.
+    pub fn recycle(&self, batch: Batch) {
+        self.spares.put(batch.frames);
+    }
+
     /// Bytes and requests so far.
     pub fn stats(&self) -> Stats {
         self.reader.stats()
@@ -191,8 +197,9 @@ impl Stream {
     fn start(dataset: Arc<Dataset>, batches: Batches, options: &StreamOptions) -> Result<Self> {
         let reader = Arc::new(Reader::new(dataset, options.requests_at_once));
         let left = batches.remaining();
-        let (driver, queue) = pipeline::start(reader.clone(), batches, options)?;
-        Ok(Self { queue, reader, left, failed: false, _driver: driver })
+        let spares = Arc::new(Spares::default());
+        let (driver, queue) = pipeline::start(reader.clone(), batches, spares.clone(), options)?;
+        Ok(Self { queue, reader, spares, left, failed: false, _driver: driver })
     }
 }
 

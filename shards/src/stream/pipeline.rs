@@ -9,10 +9,10 @@ use super::{Batch, StreamOptions};
 use crate::decode::decode;
 use crate::reader::Reader;
 use crate::{Error, Result};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
@@ -29,6 +29,7 @@ const UNIT: u64 = 1024;
 pub(super) fn start(
     reader: Arc<Reader>,
     batches: Batches,
+    spares: Arc<Spares>,
     options: &StreamOptions,
 ) -> Result<(AbortOnDropHandle<()>, mpsc::Receiver<Pending>)> {
     let pool = ThreadPoolBuilder::new()
@@ -38,7 +39,7 @@ pub(super) fn start(
         .panic_handler(|_| ())
         .build()
         .map_err(|e| Error::Stopped(format!("start {} decode threads: {e}", options.threads)))?;
-    let maker = Arc::new(Maker { reader, pool });
+    let maker = Arc::new(Maker { reader, pool, spares });
     let (sender, queue) = mpsc::channel(QUEUE);
     let driver = options.runtime.spawn(deal(maker, batches, options.prefetch_bytes, sender));
     Ok((AbortOnDropHandle::new(driver), queue))
@@ -66,9 +67,40 @@ async fn deal(maker: Arc<Maker>, batches: Batches, prefetch_bytes: u64, queue: m
     }
 }
 
+/// Buffers of batches that the trainer is done with. New memory costs the kernel a page fault every 4 KiB,
+/// which for stored pixels is as dear as copying them.
+#[derive(Debug, Default)]
+pub(super) struct Spares(Mutex<Vec<Vec<u8>>>);
+
+impl Spares {
+    /// One is on its way to the next batch, one comes back.
+    const KEPT: usize = 2;
+
+    pub(super) fn put(&self, buffer: Vec<u8>) {
+        let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spares.len() < Self::KEPT {
+            spares.push(buffer);
+        }
+    }
+
+    /// `bytes` bytes of whatever was there.
+    fn take(&self, bytes: usize) -> BytesMut {
+        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match spare {
+            Some(mut buffer) if buffer.capacity() >= bytes => {
+                buffer.resize(bytes, 0);
+                // Nobody else holds it: nothing is copied.
+                Bytes::from(buffer).into()
+            }
+            _ => BytesMut::zeroed(bytes),
+        }
+    }
+}
+
 struct Maker {
     reader: Arc<Reader>,
     pool: ThreadPool,
+    spares: Arc<Spares>,
 }
 
 impl Maker {
@@ -80,7 +112,7 @@ impl Maker {
     ) -> Result<(Batch, OwnedSemaphorePermit)> {
         let [views, frames, height, width, channels] = plan.shape;
         let a_view = frames * height * width * channels;
-        let mut rest = BytesMut::zeroed(views * a_view);
+        let mut rest = self.spares.take(views * a_view);
         let mut batch = Batch {
             epoch: plan.epoch,
             step: plan.step,

@@ -110,6 +110,7 @@ impl<'a> Generation<'a> {
             self.position.advance(per_epoch);
 
             self.report(&batch, &summary, lr, (per_epoch, total), began);
+            batches.recycle(batch);
             let ended = self.position.step == total;
             if self.position.step_in_epoch == 0 || ended {
                 self.measure(ended)?;

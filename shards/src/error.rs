@@ -21,6 +21,9 @@ pub enum Error {
     /// A part of one clip is not what the index says, also after it was fetched again.
     #[error("read clip {clip:?}, run {run}, of {file}: {why}; the file is damaged: run `marey verify`")]
     DamagedClip { file: String, clip: String, run: u32, why: String },
+    /// The store would not give a part of one clip, also after it was asked again.
+    #[error("read clip {clip:?}, run {run}: the store failed to {source}")]
+    Unread { clip: String, run: u32, source: storage::Error },
     /// The store failed.
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -37,7 +40,7 @@ impl Error {
     pub fn is_usage(&self) -> bool {
         match self {
             Error::Usage(_) | Error::NotADataset { .. } | Error::NewerVersion { .. } => true,
-            Error::Storage(e) => e.is_usage(),
+            Error::Storage(e) | Error::Unread { source: e, .. } => e.is_usage(),
             _ => false,
         }
     }

@@ -4,27 +4,59 @@ use crate::format::{ClipIndex, ClipMeta, Dataset, RUN_FRAMES, crc32c};
 use crate::{Error, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::future::ready;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use tokio::sync::Semaphore;
+use std::sync::{Arc, Mutex, PoisonError};
+use storage::{Reads, RequestPolicy};
 
 /// What a reader has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Bytes of frames that arrived.
     pub bytes: u64,
-    /// Ranged GETs.
+    /// Ranged GETs, retries and second copies included.
     pub requests: u64,
     /// Runs asked for a second time because the first answer was wrong.
     pub refetches: u64,
     /// Bytes of the runs that the views so far needed: `bytes / needed` is the read amplification.
     pub needed: u64,
+    /// GETs sent again because they failed.
+    pub retries: u64,
+    /// GETs refused because the store had too much to do.
+    pub throttled: u64,
+    /// GETs beyond a deadline.
+    pub timeouts: u64,
+    /// Second GETs sent for a slow answer.
+    pub hedges: u64,
+    /// Second GETs that answered first.
+    pub hedges_won: u64,
+}
+
+impl Stats {
+    /// Bytes that arrived for each byte of the runs that were needed.
+    pub fn amplification(&self) -> f64 {
+        self.bytes as f64 / self.needed.max(1) as f64
+    }
+}
+
+impl std::fmt::Display for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} GETs, {:.1} MB", self.requests, self.bytes as f64 / 1e6)?;
+        write!(f, ", {:.3} times what was needed", self.amplification())?;
+        let rare = [
+            (self.retries, "sent again"),
+            (self.throttled, "refused by a busy store"),
+            (self.timeouts, "too late"),
+            (self.hedges, "second copies of slow ones"),
+            (self.refetches, "runs fetched again after a wrong answer"),
+        ];
+        rare.iter().filter(|(n, _)| *n > 0).try_for_each(|(n, what)| write!(f, ", {n} {what}"))
+    }
 }
 
 /// Verified runs of one clip.
@@ -53,25 +85,31 @@ impl Runs {
 #[derive(Debug)]
 pub struct Reader {
     dataset: Arc<Dataset>,
-    requests_at_once: Semaphore,
+    reads: Reads,
+    /// Files that bear another ETag than the manifest says, and which. Their content decides.
+    replaced: Mutex<BTreeMap<u32, String>>,
     bytes: AtomicU64,
-    requests: AtomicU64,
-    refetches: AtomicU64,
     needed: AtomicU64,
+    refetches: AtomicU64,
+    /// Reads of local files, which no policy guards.
+    read_here: AtomicU64,
 }
 
 impl Reader {
-    /// A reader with at most `requests_at_once` GETs under way.
-    pub fn new(dataset: Arc<Dataset>, requests_at_once: usize) -> Self {
-        let permits = requests_at_once.clamp(1, Semaphore::MAX_PERMITS);
-        Self {
+    /// A reader that asks by `policy`.
+    ///
+    /// # Errors
+    /// A client that cannot be made: the location's own.
+    pub fn new(dataset: Arc<Dataset>, policy: RequestPolicy) -> Result<Self> {
+        Ok(Self {
+            reads: dataset.location.reads(policy)?,
             dataset,
-            requests_at_once: Semaphore::new(permits),
+            replaced: Mutex::default(),
             bytes: AtomicU64::new(0),
-            requests: AtomicU64::new(0),
-            refetches: AtomicU64::new(0),
             needed: AtomicU64::new(0),
-        }
+            refetches: AtomicU64::new(0),
+            read_here: AtomicU64::new(0),
+        })
     }
 
     /// The dataset it reads.
@@ -81,11 +119,17 @@ impl Reader {
 
     /// What it has done so far.
     pub fn stats(&self) -> Stats {
+        let sent = self.reads.stats();
         Stats {
             bytes: self.bytes.load(Relaxed),
-            requests: self.requests.load(Relaxed),
+            requests: sent.sent + self.read_here.load(Relaxed),
             refetches: self.refetches.load(Relaxed),
             needed: self.needed.load(Relaxed),
+            retries: sent.retries,
+            throttled: sent.throttled,
+            timeouts: sent.timeouts,
+            hedges: sent.hedges,
+            hedges_won: sent.hedges_won,
         }
     }
 
@@ -113,8 +157,7 @@ impl Reader {
     pub fn fetch_here(&self, clip: ClipIndex, frames: &[u32]) -> Result<Runs> {
         let clip = self.dataset.clip(clip);
         self.needed.fetch_add(fetch_bytes(clip, frames), Relaxed);
-        let key = self.dataset.file_key(clip);
-        let path = self.dataset.location.local_file(key).unwrap_or_default();
+        let path = self.dataset.location.local_file(self.dataset.file_key(clip)).unwrap_or_default();
         let get = |span: Range<u32>| ready(self.read(clip, &path, span));
         let mut runs = Vec::new();
         for span in spans(frames) {
@@ -126,10 +169,10 @@ impl Reader {
     fn read(&self, clip: &ClipMeta, path: &Path, span: Range<u32>) -> Result<Bytes> {
         let range = byte_range(clip, &span);
         let wanted = range.end - range.start;
-        self.requests.fetch_add(1, Relaxed);
+        self.read_here.fetch_add(1, Relaxed);
         let (bytes, size) =
             read_file(path, clip.offset + range.start, wanted).map_err(|e| match e.kind() {
-                ErrorKind::NotFound => self.missing(clip),
+                ErrorKind::NotFound => self.missing(clip, span.start),
                 _ => Error::Io { path: path.display().to_string(), source: e },
             })?;
         self.bytes.fetch_add(bytes.len() as u64, Relaxed);
@@ -166,28 +209,68 @@ impl Reader {
     }
 
     async fn get(&self, clip: &ClipMeta, span: Range<u32>) -> Result<Bytes> {
-        // Closed only with the reader itself, which is borrowed here.
-        let _permit = self.requests_at_once.acquire().await;
-        let range = byte_range(clip, &span);
-        let range = clip.offset + range.start..clip.offset + range.end;
-        let (location, key) = (&self.dataset.location, self.dataset.file_key(clip));
-        self.requests.fetch_add(1, Relaxed);
-        match location.get_range(key, range.clone()).await {
+        let part = byte_range(clip, &span);
+        let range = clip.offset + part.start..clip.offset + part.end;
+        let key = self.dataset.file_key(clip);
+        let file = &self.dataset.manifest.files[clip.file as usize];
+        let known = file.etag.as_deref().filter(|_| self.dataset.location.has_etags());
+        let etag = known.filter(|_| self.found_etag(clip).is_none());
+        let mut answer = self.reads.get_range(key, range.clone(), etag).await;
+        if matches!(answer, Err(storage::Error::Changed { .. })) {
+            self.look_at_replaced(clip, span.start).await?;
+            answer = self.reads.get_range(key, range.clone(), None).await;
+        }
+        match answer {
             Ok(bytes) => {
                 self.bytes.fetch_add(bytes.len() as u64, Relaxed);
                 Ok(bytes)
             }
-            Err(e) if e.is_not_found() => Err(self.missing(clip)),
-            // Stores word a range beyond the end in many ways: ask for the size instead.
-            Err(e) => match location.head(key).await {
-                Ok((size, _)) if size < range.end => Err(self.cut_off(clip, &span, size)),
-                _ => Err(e.into()),
-            },
+            Err(e) if e.is_not_found() => Err(self.missing(clip, span.start)),
+            Err(e @ (storage::Error::Store { .. } | storage::Error::Io { .. })) => {
+                // Stores word a range beyond the end in many ways: ask for the size instead.
+                match self.dataset.location.head(key).await {
+                    Ok((size, _)) if size < range.end => Err(self.cut_off(clip, &span, size)),
+                    _ => Err(self.unread(clip, span.start, e)),
+                }
+            }
+            Err(e) => Err(self.unread(clip, span.start, e)),
         }
     }
 
-    fn missing(&self, clip: &ClipMeta) -> Error {
-        Error::Damaged { url: self.url(clip), why: "the manifest names it but it is missing".into() }
+    /// The file is another object than was written. A copy into another bucket may well have another ETag, so its
+    /// content decides, by size here and by CRC with every run from now on.
+    async fn look_at_replaced(&self, clip: &ClipMeta, run: u32) -> Result<()> {
+        let head = self.dataset.location.head(self.dataset.file_key(clip)).await;
+        let (size, found) = match head {
+            Ok((size, etag)) => (size, etag.unwrap_or_default()),
+            Err(e) if e.is_not_found() => return Err(self.missing(clip, run)),
+            Err(e) => return Err(self.unread(clip, run, e)),
+        };
+        let file = &self.dataset.manifest.files[clip.file as usize];
+        let expected = file.etag.as_deref().unwrap_or_default();
+        if size != file.bytes {
+            let why = format!(
+                "the object was replaced: it has {size} bytes and the ETag {found}, not {} and {expected}",
+                file.bytes
+            );
+            return Err(self.damaged(clip, run, why));
+        }
+        let mut replaced = self.replaced.lock().unwrap_or_else(PoisonError::into_inner);
+        if replaced.insert(clip.file, found.clone()).is_none() {
+            tracing::warn!(
+                "{} has the ETag {found}, not {expected}: it was copied or replaced; it is read as long as its CRCs are right",
+                self.url(clip)
+            );
+        }
+        Ok(())
+    }
+
+    fn found_etag(&self, clip: &ClipMeta) -> Option<String> {
+        self.replaced.lock().unwrap_or_else(PoisonError::into_inner).get(&clip.file).cloned()
+    }
+
+    fn missing(&self, clip: &ClipMeta, run: u32) -> Error {
+        self.damaged(clip, run, "the manifest names the file but it is missing".into())
     }
 
     /// The error of a span that ends beyond its file of `size` bytes.
@@ -198,9 +281,20 @@ impl Reader {
         self.damaged(clip, run.unwrap_or(span.start), why)
     }
 
+    fn unread(&self, clip: &ClipMeta, run: u32, source: storage::Error) -> Error {
+        Error::Unread { clip: clip.clip_id.to_string(), run, source }
+    }
+
     /// The error that names file, clip and run.
     pub fn damaged(&self, clip: &ClipMeta, run: u32, why: String) -> Error {
-        Error::DamagedClip { file: self.url(clip), clip: clip.clip_id.clone(), run, why }
+        let file = &self.dataset.manifest.files[clip.file as usize];
+        let why = match (self.found_etag(clip), &file.etag) {
+            (Some(found), Some(expected)) => {
+                format!("{why}; the object was replaced: its ETag is {found}, not {expected}")
+            }
+            _ => why,
+        };
+        Error::DamagedClip { file: self.url(clip), clip: clip.clip_id.to_string(), run, why }
     }
 
     fn url(&self, clip: &ClipMeta) -> String {
@@ -270,16 +364,28 @@ mod tests {
         assert_eq!(spans(&[]), Vec::<Range<u32>>::new());
     }
 
+    const NONE: Stats = Stats {
+        bytes: 0,
+        requests: 0,
+        refetches: 0,
+        needed: 0,
+        retries: 0,
+        throttled: 0,
+        timeouts: 0,
+        hedges: 0,
+        hedges_won: 0,
+    };
+
     #[tokio::test]
     async fn only_what_is_needed_is_fetched() {
         let folder = tempfile::tempdir().unwrap();
         let location = write_dataset(folder.path(), Codec::Raw, &[(70, 24, 16)]);
         let dataset = Arc::new(Dataset::open(&location).await.unwrap());
-        let (reader, clip) = (Reader::new(dataset.clone(), 4), ClipIndex(0));
+        let (reader, clip) = (Reader::new(dataset.clone(), RequestPolicy::default()).unwrap(), ClipIndex(0));
         let run = dataset.clip(clip).run_offsets[1];
         for (frames, runs, stats) in [
-            (vec![20, 33], vec![1, 2], Stats { bytes: 2 * run, requests: 1, refetches: 0, needed: 2 * run }),
-            (vec![0, 40], vec![0, 2], Stats { bytes: 4 * run, requests: 3, refetches: 0, needed: 4 * run }),
+            (vec![20, 33], vec![1, 2], Stats { bytes: 2 * run, requests: 1, needed: 2 * run, ..NONE }),
+            (vec![0, 40], vec![0, 2], Stats { bytes: 4 * run, requests: 3, needed: 4 * run, ..NONE }),
         ] {
             let found = reader.fetch(clip, &frames).await.unwrap();
             assert_eq!((0..5).filter(|&r| found.get(r).is_some()).collect::<Vec<u32>>(), runs);
@@ -294,7 +400,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let location = write_dataset(folder.path(), Codec::Raw, &[(70, 24, 16)]);
         let dataset = Arc::new(Dataset::open(&location).await.unwrap());
-        let reader = Reader::new(dataset.clone(), 4);
+        let reader = Reader::new(dataset.clone(), RequestPolicy::default()).unwrap();
         let clip = dataset.clip(ClipIndex(0));
         let whole = reader.fetch(ClipIndex(0), &(0..70).collect::<Vec<u32>>()).await.unwrap();
         for damage in [|b: &mut Vec<u8>| b[30_000] ^= 1, |b: &mut Vec<u8>| b.truncate(30_000)] {

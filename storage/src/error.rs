@@ -18,6 +18,19 @@ pub enum Error {
         "open {url}: access denied ({why}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
     )]
     Denied { url: String, why: String },
+    /// The bucket is elsewhere.
+    #[error("open {url}: the bucket is in another region; set AWS_REGION to the bucket's ({why})")]
+    WrongRegion { url: String, why: String },
+    /// An object is not the one that was asked for.
+    #[error(
+        "read {url}: the object was replaced by another: its ETag is no longer the one that was asked for"
+    )]
+    Changed { url: String },
+    /// No answer within the time.
+    #[error(
+        "read {url}: the answer was not {what} after {limit:?}; look at the store's load and the network, or allow more time"
+    )]
+    Late { url: String, what: &'static str, limit: std::time::Duration },
     /// Nobody answers at the endpoint.
     #[error("reach {url}: {why}; check AWS_ENDPOINT_URL (now {endpoint}) and the network")]
     Unreachable { url: String, endpoint: String, why: String },
@@ -42,7 +55,8 @@ impl Error {
 
     /// True where the user must change an argument, variable or policy: exit status 2.
     pub fn is_usage(&self) -> bool {
-        !matches!(self, Error::Store { .. } | Error::Io { .. })
+        use Error::{Changed, Io, Late, Store};
+        !matches!(self, Changed { .. } | Late { .. } | Store { .. } | Io { .. })
     }
 }
 

@@ -1,12 +1,17 @@
 //! Opens `s3://bucket/prefix`, `file:///path` and plain paths alike, and words their errors for people.
 //!
-//! A [`Location`] is a prefix in a store; its methods take keys relative to it.
+//! A [`Location`] is a prefix in a store; its methods take keys relative to it. [`Reads`] are the ranged
+//! reads of training, with deadlines, retries and second copies of slow requests.
 
 mod error;
 mod location;
+mod reads;
+mod requests;
 
 pub use error::{Error, Result};
 pub use location::{Listed, Location, PutOutcome};
+pub use reads::Reads;
+pub use requests::{RequestPolicy, RequestStats};
 
 use sha2::{Digest, Sha256};
 

@@ -1,11 +1,13 @@
 //! A prefix in an object store or on disk, and the few operations the house needs.
 
-use crate::{Error, Result};
+use crate::{Error, Reads, RequestPolicy, Result};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{
-    ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig, WriteMultipart,
-    aws::AmazonS3Builder, local::LocalFileSystem, path::Path,
+    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig, WriteMultipart,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    local::LocalFileSystem,
+    path::Path,
 };
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
@@ -16,6 +18,8 @@ pub struct Location {
     prefix: Path,
     url: String,
     endpoint: String,
+    /// How the store was made; `None`: a local disk.
+    s3: Option<Arc<AmazonS3Builder>>,
 }
 
 /// Who won a put-if-absent.
@@ -41,6 +45,11 @@ impl Location {
     /// AWS variables (`AWS_ENDPOINT_URL`, `AWS_REGION`, `AWS_ACCESS_KEY_ID`, ...); a plain-HTTP
     /// endpoint is accepted as given.
     pub fn parse(url: &str) -> Result<Self> {
+        Self::parse_with(url, &[])
+    }
+
+    /// [`Location::parse`] with AWS variables that overrule the process's own.
+    pub fn parse_with(url: &str, variables: &[(&str, String)]) -> Result<Self> {
         let bad = |why: &str| Error::BadUrl { url: url.into(), why: why.into() };
         if url.is_empty() {
             return Err(bad("it is empty"));
@@ -51,20 +60,32 @@ impl Location {
                 if bucket.is_empty() {
                     return Err(bad("it names no bucket"));
                 }
-                let endpoint = std::env::var("AWS_ENDPOINT_URL_S3")
-                    .or_else(|_| std::env::var("AWS_ENDPOINT_URL"))
-                    .or_else(|_| std::env::var("AWS_ENDPOINT"))
-                    .ok();
+                let given = |name: &str| {
+                    let own = variables.iter().find(|(n, _)| *n == name).map(|(_, value)| value.clone());
+                    own.or_else(|| std::env::var(name).ok())
+                };
+                let endpoint =
+                    ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"].into_iter().find_map(given);
                 let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket).with_retry(retry());
+                for (name, value) in variables {
+                    let key: AmazonS3ConfigKey = name
+                        .to_ascii_lowercase()
+                        .parse()
+                        .map_err(|_| bad(&format!("{name} is no AWS variable")))?;
+                    builder = builder.with_config(key, value);
+                }
                 if let Some(e) = &endpoint {
                     builder = builder.with_endpoint(e).with_allow_http(e.starts_with("http://"));
                 }
-                let store = builder.build().map_err(|e| bad(&e.to_string()))?;
+                let store = builder.clone().build().map_err(|e| bad(&e.to_string()))?;
+                // Whatever client is made of this later shares the credentials, and so their refreshing.
+                let builder = builder.with_credentials(store.credentials().clone());
                 Ok(Self {
                     store: Arc::new(store),
                     prefix: Path::parse(key.trim_matches('/')).map_err(|e| bad(&e.to_string()))?,
                     url: url.trim_end_matches('/').into(),
                     endpoint: endpoint.unwrap_or_else(|| "the AWS default".into()),
+                    s3: Some(Arc::new(builder)),
                 })
             }
             Some(("file", path)) => Self::local(url, path),
@@ -83,6 +104,7 @@ impl Location {
             prefix,
             url: absolute.display().to_string(),
             endpoint: String::new(),
+            s3: None,
         })
     }
 
@@ -113,7 +135,27 @@ impl Location {
 
     /// The file of a key, where this location is a local folder.
     pub fn local_file(&self, key: &str) -> Option<PathBuf> {
-        self.endpoint.is_empty().then(|| std::path::Path::new(&self.url).join(key))
+        self.s3.is_none().then(|| std::path::Path::new(&self.url).join(key))
+    }
+
+    /// Ranged reads by a policy. On a local disk, of it only the number at once matters.
+    pub fn reads(&self, policy: RequestPolicy) -> Result<Reads> {
+        let Some(builder) = &self.s3 else {
+            let policy = RequestPolicy { retries: 0, hedge_share: 0.0, ..policy };
+            return Ok(Reads::new(self.clone(), self.store.clone(), policy));
+        };
+        // No time limit and no retry of its own: the policy has them.
+        let mut client = ClientOptions::new().with_connect_timeout(policy.connect).with_timeout_disabled();
+        client = client.with_allow_http(self.endpoint.starts_with("http://"));
+        let once = RetryConfig { max_retries: 0, ..Default::default() };
+        let builder = AmazonS3Builder::clone(builder).with_client_options(client).with_retry(once);
+        let bad = |e: object_store::Error| Error::BadUrl { url: self.url.clone(), why: e.to_string() };
+        Ok(Reads::new(self.clone(), Arc::new(builder.build().map_err(bad)?), policy))
+    }
+
+    /// True where objects bear ETags that tell one content from another.
+    pub fn has_etags(&self) -> bool {
+        self.s3.is_some()
     }
 
     /// The whole object.
@@ -201,10 +243,18 @@ impl Location {
         Ok(found)
     }
 
-    fn error(&self, key: &str, e: object_store::Error) -> Error {
+    pub(crate) fn error(&self, key: &str, e: object_store::Error) -> Error {
+        const OTHER_REGION: [&str; 4] = [
+            "PermanentRedirect",
+            "AuthorizationHeaderMalformed",
+            "redirect without LOCATION",
+            "IllegalLocation",
+        ];
         let url = self.url_of(key);
         let text = e.to_string();
         match e {
+            _ if OTHER_REGION.iter().any(|w| text.contains(w)) => Error::WrongRegion { url, why: text },
+            object_store::Error::Precondition { .. } => Error::Changed { url },
             _ if text.contains("NoSuchBucket") => Error::NoBucket { url },
             object_store::Error::NotFound { .. } => Error::NotFound { url },
             object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {

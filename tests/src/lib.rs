@@ -4,6 +4,7 @@
 
 pub mod data;
 pub mod job;
+pub mod proxy;
 pub mod small;
 
 use std::{

@@ -52,8 +52,8 @@ pub struct Args {
     #[arg(long, value_parser = parse_bytes)]
     prefetch: Option<u64>,
     /// Requests under way at once.
-    #[arg(long, default_value_t = 64)]
-    requests: usize,
+    #[arg(long)]
+    requests: Option<usize>,
     /// How long.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,

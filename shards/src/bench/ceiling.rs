@@ -30,7 +30,7 @@ pub(super) fn measure(
     options: &StreamOptions,
 ) -> Result<Ceiling> {
     let windows = windows(dataset, pass);
-    let get_clips_per_second = runtime.block_on(gets(dataset, &windows, options.requests_at_once))?;
+    let get_clips_per_second = runtime.block_on(gets(dataset, &windows, options.requests.at_once))?;
     let decode_clips_per_second = match dataset.manifest.codec {
         Codec::Raw => None,
         Codec::Jpeg => Some(decodes(runtime, dataset, &windows, options)?),
@@ -83,7 +83,7 @@ fn decodes(
     windows: &[Window],
     options: &StreamOptions,
 ) -> Result<f64> {
-    let reader = Reader::new(dataset.clone(), options.requests_at_once);
+    let reader = Reader::new(dataset.clone(), options.requests)?;
     let mut held = Vec::new();
     for (clip, frames) in windows {
         let runs = runtime.block_on(reader.fetch(*clip, frames))?;

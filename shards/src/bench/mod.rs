@@ -43,7 +43,8 @@ pub struct Spec {
     /// 0: one a core.
     pub threads: usize,
     pub prefetch_bytes: u64,
-    pub requests_at_once: usize,
+    /// Requests under way at once; absent: the policy's own.
+    pub requests_at_once: Option<usize>,
     /// The stream is stopped after the batch that comes this late.
     pub limit: Duration,
     /// It ends after this many passes over the split.
@@ -75,6 +76,11 @@ pub struct Report {
     pub requests_per_second: f64,
     /// Runs that were asked for twice because the first answer was wrong.
     pub refetches: u64,
+    /// Requests sent again because they failed, refused by a busy store, beyond a deadline, and second copies of slow ones.
+    pub retries: u64,
+    pub throttled: u64,
+    pub timeouts: u64,
+    pub hedges: u64,
     /// CPU time of the whole process, all threads, from the start of the stream.
     pub cpu_seconds: f64,
     pub cpu_seconds_per_clip: f64,
@@ -131,10 +137,8 @@ pub fn bench(
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
-    let options = StreamOptions {
-        requests_at_once: spec.requests_at_once,
-        ..StreamOptions::new(runtime.handle().clone(), threads, spec.prefetch_bytes)
-    };
+    let mut options = StreamOptions::new(runtime.handle().clone(), threads, spec.prefetch_bytes);
+    options.requests.at_once = spec.requests_at_once.unwrap_or(options.requests.at_once);
     let pass = TrainPass {
         clips,
         plan: plan.clone(),
@@ -172,7 +176,8 @@ impl Report {
             "{url}: batches of {b} clips, {t}x{h}x{w}, {codec:?}, {threads} decode threads\n\
              {clips} clips in {seconds:.2} s\n\
              {rate:>10.1} clips/s     {frames:.0} frames/s, {pixels:.0} MB/s of pixels\n\
-             {read:>10.1} MB/s read   {gets:.0} requests/s, amplification {amplification:.3}, {refetches} fetched again\n\
+             {read:>10.1} MB/s read   {gets:.0} requests/s, amplification {amplification:.3}\n\
+             {unusual}\
              {cpu:>10.3} ms of CPU a clip\n\
              {first:>10.3} s to the first batch, and {open:.3} s to open the dataset\n\
              {memory:>10.0} MiB of memory at most",
@@ -187,7 +192,7 @@ impl Report {
             read = self.read_mb_per_second,
             gets = self.requests_per_second,
             amplification = self.read_amplification,
-            refetches = self.refetches,
+            unusual = self.unusual(),
             cpu = self.cpu_seconds_per_clip * 1e3,
             first = self.first_batch_seconds,
             open = self.open_seconds,
@@ -203,6 +208,24 @@ impl Report {
             );
         }
         text
+    }
+}
+
+impl Report {
+    /// A line of what should not happen, if it did.
+    fn unusual(&self) -> String {
+        let counts = [
+            (self.retries, "requests sent again"),
+            (self.throttled, "refused by a busy store"),
+            (self.timeouts, "too late"),
+            (self.hedges, "second copies of slow ones"),
+            (self.refetches, "runs fetched again after a wrong answer"),
+        ];
+        let seen = counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}"));
+        match seen.collect::<Vec<String>>() {
+            seen if seen.is_empty() => String::new(),
+            seen => format!("{:11}{}\n", "", seen.join(", ")),
+        }
     }
 }
 
@@ -241,11 +264,15 @@ fn run(dataset: &Arc<Dataset>, pass: TrainPass, options: &StreamOptions, limit: 
         requests: stats.requests,
         requests_per_second: stats.requests as f64 / seconds,
         refetches: stats.refetches,
+        retries: stats.retries,
+        throttled: stats.throttled,
+        timeouts: stats.timeouts,
+        hedges: stats.hedges,
         cpu_seconds,
         cpu_seconds_per_clip: cpu_seconds / clips.max(1) as f64,
         open_seconds: 0.0,
         first_batch_seconds: first,
-        read_amplification: stats.bytes as f64 / stats.needed.max(1) as f64,
+        read_amplification: stats.amplification(),
         peak_memory: 0,
         ceiling: None,
     })
@@ -284,7 +311,7 @@ mod tests {
             drop_last: false,
             threads: 2,
             prefetch_bytes: 1 << 20,
-            requests_at_once: 8,
+            requests_at_once: Some(8),
             limit: Duration::from_secs(60),
             epochs: 3,
             ceiling: true,

@@ -20,10 +20,11 @@ use batches::Batches;
 use pipeline::{Pending, Spares};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use storage::RequestPolicy;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How the stream works; none of it changes what comes out.
+/// How the stream works; but for `on_damage`, none of it changes what comes out.
 #[derive(Clone, Debug)]
 pub struct StreamOptions {
     /// Where requests run.
@@ -33,14 +34,26 @@ pub struct StreamOptions {
     /// Ceiling on the bytes of batches and fetched runs that wait or are being made; one batch is
     /// always made, however large.
     pub prefetch_bytes: u64,
-    /// GETs under way at once.
-    pub requests_at_once: usize,
+    /// How the store is asked.
+    pub requests: RequestPolicy,
+    pub on_damage: OnDamage,
+}
+
+/// What becomes of a clip whose stored bytes are not what was written, also when they are fetched again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnDamage {
+    /// An error that names it ends the stream.
+    #[default]
+    Stop,
+    /// Its batch lacks it; everything else comes as it would.
+    Quarantine,
 }
 
 impl StreamOptions {
-    /// `threads` and `prefetch_bytes` with 32 requests at once.
+    /// `threads` and `prefetch_bytes`, the usual requests, and a stop at damage.
     pub fn new(runtime: tokio::runtime::Handle, threads: usize, prefetch_bytes: u64) -> Self {
-        Self { runtime, threads, prefetch_bytes, requests_at_once: 32 }
+        let (requests, on_damage) = (RequestPolicy::default(), OnDamage::Stop);
+        Self { runtime, threads, prefetch_bytes, requests, on_damage }
     }
 }
 
@@ -98,8 +111,23 @@ pub struct Batch {
     pub views: Vec<u32>,
     /// How long the trainer waited for this batch.
     pub waited: Duration,
-    /// What all ranks together show in this step: clips x repeats; in an evaluation, B.
+    /// What all ranks together are to show in this step: clips x repeats; in an evaluation, B.
     pub global_clips: usize,
+    /// Windows that are left out of all the above but `global_clips`, because their clips are damaged.
+    pub missing: Vec<Missing>,
+}
+
+/// A window that its batch lacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// The clip's place inside the split.
+    pub clip: u32,
+    /// The clip's place in the epoch.
+    pub position: u64,
+    /// Views that the window would have been shown in.
+    pub views: u32,
+    /// The error that names file, clip and run.
+    pub why: String,
 }
 
 /// Prefetched batches, in order. Dropping it stops all that it does.
@@ -195,7 +223,7 @@ impl Stream {
     }
 
     fn start(dataset: Arc<Dataset>, batches: Batches, options: &StreamOptions) -> Result<Self> {
-        let reader = Arc::new(Reader::new(dataset, options.requests_at_once));
+        let reader = Arc::new(Reader::new(dataset, options.requests)?);
         let left = batches.remaining();
         let spares = Arc::new(Spares::default());
         let (driver, queue) = pipeline::start(reader.clone(), batches, spares.clone(), options)?;

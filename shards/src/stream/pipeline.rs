@@ -5,7 +5,7 @@
 //! for nothing that a later batch holds.
 
 use super::batches::{BatchPlan, Batches, Item};
-use super::{Batch, StreamOptions};
+use super::{Batch, Missing, OnDamage, StreamOptions};
 use crate::decode::decode;
 use crate::reader::Reader;
 use crate::{Error, Result};
@@ -39,7 +39,7 @@ pub(super) fn start(
         .panic_handler(|_| ())
         .build()
         .map_err(|e| Error::Stopped(format!("start {} decode threads: {e}", options.threads)))?;
-    let maker = Arc::new(Maker { reader, pool, spares });
+    let maker = Arc::new(Maker { reader, pool, spares, on_damage: options.on_damage });
     let (sender, queue) = mpsc::channel(QUEUE);
     let driver = options.runtime.spawn(deal(maker, batches, options.prefetch_bytes, sender));
     Ok((AbortOnDropHandle::new(driver), queue))
@@ -101,6 +101,7 @@ struct Maker {
     reader: Arc<Reader>,
     pool: ThreadPool,
     spares: Arc<Spares>,
+    on_damage: OnDamage,
 }
 
 impl Maker {
@@ -125,26 +126,37 @@ impl Maker {
             views: Vec::with_capacity(views),
             waited: Duration::ZERO,
             global_clips: plan.global_clips,
+            missing: Vec::new(),
         };
         let mut jobs = Vec::with_capacity(plan.items.len());
-        for item in plan.items {
-            for view in (item.first_view..).take(item.cuts.len()) {
+        for item in &plan.items {
+            let part = rest.split_to(item.cuts.len() * a_view);
+            jobs.push(self.show(item.clone(), (width as u32, height as u32), part));
+        }
+        drop(rest);
+        let mut whole = BytesMut::new();
+        // All are waited for, so that the error is that of the first clip, whichever failed first.
+        for (part, item) in join_all(jobs).await.into_iter().zip(plan.items) {
+            let views = item.cuts.len() as u32;
+            match part {
+                // The parts are neighbours of one allocation: nothing is copied, but after a clip that is missing.
+                Ok(part) => whole.unsplit(part),
+                Err(e) if e.is_damage() && self.on_damage == OnDamage::Quarantine => {
+                    let (clip, position) = (item.place, item.position);
+                    batch.missing.push(Missing { clip, position, views, why: e.to_string() });
+                    continue;
+                }
+                Err(e) => return Err(e),
+            }
+            for view in item.first_view..item.first_view + views {
                 batch.labels.push(item.labels.first().map_or(-1, |&l| i64::from(l)));
                 batch.label_sets.push(item.labels.clone());
                 batch.clips.push(item.place);
                 batch.positions.push(item.position);
                 batch.views.push(view);
             }
-            let part = rest.split_to(item.cuts.len() * a_view);
-            jobs.push(self.show(item, (width as u32, height as u32), part));
         }
-        drop(rest);
-        let mut whole = BytesMut::new();
-        // All are waited for, so that the error is that of the first clip, whichever failed first.
-        for part in join_all(jobs).await {
-            // The parts are neighbours of one allocation: nothing is copied.
-            whole.unsplit(part?);
-        }
+        batch.shape[0] = batch.labels.len();
         drop(fetched);
         batch.frames = Vec::from(whole);
         Ok((batch, share))

@@ -3,7 +3,7 @@
 //! memory are kept per thread.
 
 use crate::format::{ClipMeta, Codec, RUN_FRAMES, run_frames, split_run};
-use crate::reader::Runs;
+use crate::reader::{Runs, fetch_bytes};
 use crate::sampling::{CropBox, Cut};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -38,6 +38,19 @@ pub fn decode(
         static SCRATCH: RefCell<Scratch> = RefCell::default();
     }
     SCRATCH.with_borrow_mut(|scratch| scratch.decode(codec, clip, runs, frames, cuts, size, out))
+}
+
+/// True where a view's pixels are the very bytes of whole stored runs.
+pub fn is_as_stored(codec: Codec, clip: &ClipMeta, frames: &[u32], cuts: &[Cut], size: (u32, u32)) -> bool {
+    let (Some(&first), Some(&last)) = (frames.first(), frames.last()) else { return false };
+    let runs = first % RUN_FRAMES == 0 && ((last + 1) % RUN_FRAMES == 0 || last + 1 == clip.num_frames);
+    let bytes = frames.len() as u64 * u64::from(clip.width) * u64::from(clip.height) * 3;
+    let plain = |cut: &Cut| !cut.flip && cut.ops.is_empty() && cut.erase.is_none();
+    codec == Codec::Raw
+        && runs
+        && fetch_bytes(clip, frames) == bytes
+        && frames.windows(2).all(|pair| pair[0] + 1 == pair[1])
+        && matches!(cuts, [cut] if plain(cut) && shows_all(cut, clip, size))
 }
 
 #[derive(Default)]

@@ -1,15 +1,13 @@
 //! Fetches just the runs of 16 frames that a view needs, by ranged GET, and verifies each one.
 
+mod local;
+
 use crate::format::{ClipIndex, ClipMeta, Dataset, RUN_FRAMES, crc32c};
 use crate::{Error, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::future::ready;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use storage::{Reads, RequestPolicy};
@@ -143,43 +141,6 @@ impl Reader {
         self.needed.fetch_add(fetch_bytes(clip, frames), Relaxed);
         let verified = |span| self.verified(clip, span, |range| self.get(clip, range));
         Ok(Runs(try_join_all(spans(frames).into_iter().map(verified)).await?.concat()))
-    }
-
-    /// True where the dataset lies in a local folder: then [`Reader::fetch_here`] serves.
-    pub fn is_local(&self) -> bool {
-        self.dataset.location.local_file("").is_some()
-    }
-
-    /// [`Reader::fetch`] in this thread, from a local folder: the decoder finds the bytes in its core's cache.
-    ///
-    /// # Errors
-    /// As [`Reader::fetch`].
-    pub fn fetch_here(&self, clip: ClipIndex, frames: &[u32]) -> Result<Runs> {
-        let clip = self.dataset.clip(clip);
-        self.needed.fetch_add(fetch_bytes(clip, frames), Relaxed);
-        let path = self.dataset.location.local_file(self.dataset.file_key(clip)).unwrap_or_default();
-        let get = |span: Range<u32>| ready(self.read(clip, &path, span));
-        let mut runs = Vec::new();
-        for span in spans(frames) {
-            runs.append(&mut futures::executor::block_on(self.verified(clip, span, get))?);
-        }
-        Ok(Runs(runs))
-    }
-
-    fn read(&self, clip: &ClipMeta, path: &Path, span: Range<u32>) -> Result<Bytes> {
-        let range = byte_range(clip, &span);
-        let wanted = range.end - range.start;
-        self.read_here.fetch_add(1, Relaxed);
-        let (bytes, size) =
-            read_file(path, clip.offset + range.start, wanted).map_err(|e| match e.kind() {
-                ErrorKind::NotFound => self.missing(clip, span.start),
-                _ => Error::Io { path: path.display().to_string(), source: e },
-            })?;
-        self.bytes.fetch_add(bytes.len() as u64, Relaxed);
-        match bytes.len() as u64 == wanted {
-            true => Ok(bytes),
-            false => Err(self.cut_off(clip, &span, size)),
-        }
     }
 
     /// The runs of a span, fetched with `get`, each verified and if need be fetched again.
@@ -326,15 +287,6 @@ pub(crate) fn spans(frames: &[u32]) -> Vec<Range<u32>> {
 /// Where runs lie, relative to the payload. The offsets were checked when the dataset was opened.
 pub(crate) fn byte_range(clip: &ClipMeta, span: &Range<u32>) -> Range<u64> {
     clip.run_offsets[span.start as usize]..clip.run_offsets[span.end as usize]
-}
-
-/// Up to `length` bytes of a file from `offset` on, and the file's size.
-fn read_file(path: &Path, offset: u64, length: u64) -> std::io::Result<(Bytes, u64)> {
-    let mut file = File::open(path)?;
-    file.seek(SeekFrom::Start(offset))?;
-    let mut bytes = Vec::with_capacity(length as usize);
-    file.by_ref().take(length).read_to_end(&mut bytes)?;
-    Ok((bytes.into(), file.metadata()?.len()))
 }
 
 fn check(clip: &ClipMeta, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {

@@ -6,7 +6,7 @@
 
 use super::batches::{BatchPlan, Batches, Item};
 use super::{Batch, Missing, OnDamage, StreamOptions};
-use crate::decode::decode;
+use crate::decode::{decode, is_as_stored};
 use crate::reader::Reader;
 use crate::{Error, Result};
 use bytes::{Bytes, BytesMut};
@@ -179,11 +179,18 @@ impl Maker {
             let dataset = reader.dataset();
             let clip = dataset.clip(item.clip);
             let codec = dataset.manifest.codec;
-            let runs = fetched.map_or_else(|| reader.fetch_here(item.clip, &item.frames), Ok);
-            let result = runs.and_then(|runs| {
-                decode(codec, clip, &runs, &item.frames, &item.cuts, size, &mut part)
+            let (frames, cuts) = (&item.frames, &item.cuts);
+            let mut shown = |runs| {
+                decode(codec, clip, &runs, frames, cuts, size, &mut part)
                     .map_err(|bad| reader.damaged(clip, bad.run, bad.why))
-            });
+            };
+            let result = match fetched {
+                Some(runs) => shown(runs),
+                None if is_as_stored(codec, clip, frames, cuts, size) => {
+                    reader.read_into(item.clip, frames, &mut part)
+                }
+                None => reader.fetch_here(item.clip, frames).and_then(&mut shown),
+            };
             drop(answer.send(result.map(|()| part)));
         });
         decoded.await.map_err(|_| {

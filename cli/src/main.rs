@@ -25,7 +25,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Decode videos into a Parquet clip dataset (marey-shards ingest)
+    /// Make a clip dataset of videos or images (marey-shards ingest)
     #[command(disable_help_flag = true)]
     Ingest(Rest),
     /// Show what is in a dataset, or draw one clip (marey-shards inspect)
@@ -37,6 +37,9 @@ enum Command {
     /// Measure the reading of datasets
     #[command(subcommand)]
     Data(Data),
+    /// Split, merge, relabel or count datasets (marey-shards dataset)
+    #[command(disable_help_flag = true)]
+    Dataset(Rest),
     /// Train on this machine: a coordinator, its workers, and their progress
     Train(train::Args),
     /// Follow a running job
@@ -73,6 +76,9 @@ enum Data {
     /// Measure how fast a dataset feeds a trainer (marey-shards bench)
     #[command(disable_help_flag = true)]
     Bench(Rest),
+    /// Work out a job's requests, bytes, cache hits and cost, without reading a clip (marey-shards simulate)
+    #[command(disable_help_flag = true)]
+    Simulate(Rest),
 }
 
 /// Arguments that another program parses.
@@ -99,6 +105,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Inspect(rest) => become_sibling(SHARDS, Some("inspect"), &rest.args),
         Command::Verify(rest) => become_sibling(SHARDS, Some("verify"), &rest.args),
         Command::Data(Data::Bench(rest)) => become_sibling(SHARDS, Some("bench"), &rest.args),
+        Command::Data(Data::Simulate(rest)) => become_sibling(SHARDS, Some("simulate"), &rest.args),
+        Command::Dataset(rest) => become_sibling(SHARDS, Some("dataset"), &rest.args),
         Command::Coordinator(rest) => become_sibling(COORDINATOR, None, &rest.args),
         Command::Worker(rest) => become_sibling(WORKER, Some("run"), &rest.args),
         Command::Eval(rest) => become_sibling(WORKER, Some("eval"), &rest.args),

@@ -106,7 +106,7 @@ impl Screen {
             return live.step(report, words::step(report, &self.pace));
         }
         let due = self.step_line_due || unix_ms >= self.step_line_ms + STEP_LINE_MS;
-        self.last = Some((*report, due));
+        self.last = Some((report.clone(), due));
         if due {
             self.step_line_due = false;
             self.step_line_ms = unix_ms;

@@ -80,7 +80,8 @@ impl Pace {
 }
 
 fn epochs(r: &v1::StepReport) -> f64 {
-    if r.steps_per_epoch > 0 { r.step as f64 / r.steps_per_epoch as f64 } else { r.epoch as f64 }
+    // Epochs of multigrid training differ in their steps.
+    r.epoch as f64 + r.step_in_epoch as f64 / r.steps_per_epoch.max(1) as f64
 }
 
 fn percent(share: f64) -> String {
@@ -106,7 +107,9 @@ mod tests {
     #[test]
     fn a_step_in_one_line() {
         let r = v1::StepReport {
+            epoch: 1,
             step: 30,
+            step_in_epoch: 10,
             steps_per_epoch: 20,
             loss: 1.25,
             accuracy: 0.5,

@@ -1,6 +1,6 @@
 //! Which clips, and how a clip becomes a network's input.
 
-use crate::Bytes;
+use crate::{Bytes, Seconds};
 use serde::{Deserialize, Serialize};
 
 /// Which clips, and how a clip becomes a network's input.
@@ -38,6 +38,15 @@ pub struct Data {
     /// Decode threads per worker; 0: the machine's cores shared among its workers.
     #[serde(default)]
     pub threads: usize,
+    /// What becomes of a clip whose stored bytes are not what was written, also when they are fetched again.
+    #[serde(default)]
+    pub on_damage: OnDamage,
+    /// How the dataset's store is asked for clips.
+    #[serde(default)]
+    pub requests: Requests,
+    /// Fetched clips are kept on the node's own disk; absent: they are not.
+    #[serde(default)]
+    pub cache: Option<DataCache>,
     pub augment: Augment,
     /// One central view a clip, for the accuracy during training.
     pub eval: EvalCrop,
@@ -61,6 +70,64 @@ impl Data {
             ensemble: Ensemble::default(),
         })
     }
+}
+
+/// What becomes of a damaged clip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDamage {
+    /// The job stops with an error that names it.
+    #[default]
+    Stop,
+    /// Its step is taken without it, on every worker alike, and the run's metrics name it.
+    Quarantine,
+}
+
+/// How a worker asks the dataset's store for clips.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Requests {
+    /// Requests under way at most.
+    pub at_once: usize,
+    /// Time for a connection.
+    pub connect: Seconds,
+    /// Time until an answer begins.
+    pub first_byte: Seconds,
+    /// Time until an answer is complete.
+    pub whole: Seconds,
+    /// Times that a request is sent again after it failed.
+    pub retries: u32,
+    /// The first wait before that, and the longest; it doubles in between.
+    pub backoff: [Seconds; 2],
+    /// A request is sent a second time after this many times what all but a twentieth take.
+    pub hedge_after: f64,
+    /// Second copies at most, as a share of all requests; 0: none.
+    pub hedge_share: f64,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self {
+            at_once: 64,
+            connect: Seconds(5.0),
+            first_byte: Seconds(10.0),
+            whole: Seconds(60.0),
+            retries: 8,
+            backoff: [Seconds(0.025), Seconds(5.0)],
+            hedge_after: 3.0,
+            hedge_share: 0.1,
+        }
+    }
+}
+
+/// A cache on the node's own disk, shared by all its workers and jobs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataCache {
+    /// A folder of its own, the same in every job of the node.
+    pub folder: String,
+    /// Bytes that its files never exceed, all processes together.
+    pub limit: Bytes,
 }
 
 /// How the epoch's order is drawn.

@@ -1,6 +1,6 @@
 //! A job under the names the field uses. Units stand in the text ("30s", "256 MiB").
 
-use crate::{Data, Model, Optimizer, Schedule, Seconds};
+use crate::{Data, Model, Multigrid, Optimizer, Schedule, Seconds};
 use serde::Deserialize;
 
 /// A whole training job.
@@ -75,6 +75,10 @@ pub struct Train {
     /// Keep only each block's input for the backward pass and compute the rest again: slower, less memory.
     #[serde(default)]
     pub checkpoint_activations: bool,
+    /// Multigrid training: smaller clips in larger batches first. `epochs` and the schedule's steps stay those
+    /// of a plain job and are stretched.
+    #[serde(default)]
+    pub multigrid: Option<Multigrid>,
 }
 
 /// What is minimised.

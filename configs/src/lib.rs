@@ -7,6 +7,7 @@ mod data;
 mod error;
 mod job;
 mod model;
+mod multigrid;
 mod optim;
 mod overrides;
 mod units;
@@ -16,6 +17,7 @@ pub use data::*;
 pub use error::{Error, Result};
 pub use job::*;
 pub use model::*;
+pub use multigrid::{Multigrid, Stage, StepShape};
 pub use optim::*;
 pub use units::{Bytes, Seconds};
 

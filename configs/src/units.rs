@@ -1,7 +1,7 @@
 //! Durations and sizes that carry their unit: "30s", "256 MiB".
 
 use serde::{Deserialize, Deserializer, de::Error as _};
-use std::time::Duration;
+use std::{str::FromStr, time::Duration};
 
 /// A size in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,20 +18,32 @@ impl Seconds {
     }
 }
 
+impl FromStr for Seconds {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = humantime::parse_duration(text).map(|d| Self(d.as_secs_f64()));
+        parsed.map_err(|_| format!("{text:?} is not a duration; write it like \"30s\" or \"2m\""))
+    }
+}
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        parse_bytes(text).ok_or_else(|| format!("{text:?} is not a size; write it like \"256 MiB\""))
+    }
+}
+
 impl<'de> Deserialize<'de> for Seconds {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        humantime::parse_duration(&text).map(|d| Self(d.as_secs_f64())).map_err(|_| {
-            D::Error::custom(format!("{text:?} is not a duration; write it like \"30s\" or \"2m\""))
-        })
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }
 
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(d)?;
-        parse_bytes(&text)
-            .ok_or_else(|| D::Error::custom(format!("{text:?} is not a size; write it like \"256 MiB\"")))
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
     }
 }
 
@@ -44,9 +56,11 @@ fn parse_bytes(text: &str) -> Option<Bytes> {
         "KiB" => 1024.0,
         "MiB" => 1048576.0,
         "GiB" => 1073741824.0,
+        "TiB" => 1099511627776.0,
         "KB" => 1e3,
         "MB" => 1e6,
         "GB" => 1e9,
+        "TB" => 1e12,
         _ => return None,
     };
     let bytes = number.parse::<f64>().ok()? * scale;

@@ -41,6 +41,8 @@ fn a_wrong_type_or_unit_names_its_key() {
     assert!(said.contains("train.epochs"), "{said}");
     let said = refusal(&["data.prefetch=64"]);
     assert!(said.contains("data.prefetch"), "{said}");
+    let said = refusal(&["data.cache={ folder = '/tmp/c', limit = '200' }"]);
+    assert!(said.contains("data.cache.limit") && said.contains("256 MiB"), "{said}");
     let said = refusal(&["cluster.gather=soon"]);
     assert!(said.contains("cluster.gather") && said.contains("\"30s\""), "{said}");
 }
@@ -91,10 +93,15 @@ fn sizes_that_do_not_fit_are_named() {
             "data.augment.random_erasing.area",
             "ascending",
         ),
+        (&["data.requests={ at_once = 0 }"], "data.requests.at_once", "between 1 and 1024"),
+        (&["data.requests={ whole = \"0s\" }"], "data.requests.whole", "greater than 0"),
+        (&["data.requests={ backoff = [\"2s\", \"1s\"] }"], "data.requests.backoff", "shorter wait first"),
+        (&["data.requests={ hedge_share = 1.5 }"], "data.requests.hedge_share", "between 0 and 1"),
         (&["mix={ mixup_alpha = 0.0 }"], "mix.mixup_alpha", "above 0"),
         (&["mix={ mixup_alpha = 0.8, prob = 1.2 }"], "mix.prob", "between 0 and 1"),
         (&["data.std=[0.2, 0.0, 0.2]"], "data.std", "greater than 0"),
         (&["data.fps=-1.0"], "data.fps", "greater than 0"),
+        (&["data.cache={ folder = '', limit = '1 GiB' }"], "data.cache.folder", "name a folder"),
         (&["data.nominal={ clips = 0, classes = 3 }"], "data.nominal.clips", "greater than 0"),
         (&["model.depth=34"], "model.depth", "18, 50 or 101"),
         (&["model.width=18"], "model.width", "not a multiple of model.beta = 4"),

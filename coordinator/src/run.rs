@@ -52,9 +52,11 @@ fn forbidden_changes(old: &Config, new: &Config) -> Vec<String> {
         // Equal in meaning: a default written out is no change.
         return vec![];
     }
+    let laid_out = old.train.multigrid.is_some();
     let (old, new) = (flat(old.text()), flat(new.text()));
+    let kept = |k: &String| !is_free(k) || (laid_out && k == "train.epochs");
     let mut keys: Vec<String> =
-        old.keys().chain(new.keys()).filter(|k| old.get(*k) != new.get(*k) && !is_free(k)).cloned().collect();
+        old.keys().chain(new.keys()).filter(|k| old.get(*k) != new.get(*k) && kept(k)).cloned().collect();
     keys.sort();
     keys.dedup();
     keys
@@ -65,7 +67,10 @@ fn with_free_fields(old: &Job, new: &Job) -> Job {
     let mut job = old.clone();
     job.cluster = new.cluster.clone();
     job.checkpoint = new.checkpoint.clone();
-    job.train.epochs = new.train.epochs;
+    // Multigrid training lays its shapes out over the epochs.
+    if old.train.multigrid.is_none() {
+        job.train.epochs = new.train.epochs;
+    }
     job.train.max_steps = new.train.max_steps;
     job.data.url = new.data.url.clone();
     job.data.prefetch = new.data.prefetch;

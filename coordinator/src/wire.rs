@@ -31,6 +31,7 @@ pub fn hello(h: v1::Hello) -> Hello {
     Hello {
         protocol_version: h.protocol_version,
         name: h.worker,
+        node: h.node,
         device: h.device,
         config_digest: h.config_digest,
         dataset_digest: h.dataset_digest,
@@ -78,6 +79,8 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
             peak_memory_bytes: r.peak_memory_bytes,
             grad_norm: r.grad_norm,
             skipped: r.skipped,
+            step_in_epoch: r.step_in_epoch,
+            missing: r.missing,
         }),
         Notice::Eval(r) => Kind::Eval(v1::EvalReport {
             generation: r.generation.0,
@@ -89,6 +92,7 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
             clips: r.clips,
             seconds: r.seconds,
             mean_average_precision: r.mean_average_precision,
+            missing: r.missing,
         }),
         Notice::Checkpoint { step, bytes, manifest } => {
             Kind::Checkpoint(v1::CheckpointCommitted { step: step.0, bytes, manifest })
@@ -140,6 +144,8 @@ fn step(r: v1::StepReport) -> StepReport {
         peak_memory_bytes: r.peak_memory_bytes,
         grad_norm: r.grad_norm,
         skipped: r.skipped,
+        step_in_epoch: r.step_in_epoch,
+        missing: r.missing,
     }
 }
 
@@ -154,6 +160,7 @@ fn eval(r: v1::EvalReport) -> EvalReport {
         clips: r.clips,
         seconds: r.seconds,
         mean_average_precision: r.mean_average_precision,
+        missing: r.missing,
     }
 }
 

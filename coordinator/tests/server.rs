@@ -139,6 +139,7 @@ async fn hello(job: &Running, name: &str) -> v1::Hello {
     v1::Hello {
         protocol_version: proto::PROTOCOL_VERSION,
         worker: name.into(),
+        node: String::new(),
         device: "cpu:0".into(),
         config_digest: job.config_digest,
         dataset_digest: job.dataset_digest,

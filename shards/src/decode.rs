@@ -2,7 +2,7 @@
 //! augments them there; a frame that is shown whole is decoded there at once. Decoders, resizers and scratch
 //! memory are kept per thread.
 
-use crate::format::{ClipMeta, Codec, RUN_FRAMES, run_frames, split_run};
+use crate::format::{Clip, Codec, RUN_FRAMES, run_frames, split_run};
 use crate::reader::{Runs, fetch_bytes};
 use crate::sampling::{CropBox, Cut};
 use fast_image_resize::images::{Image, ImageRef};
@@ -27,7 +27,7 @@ pub struct BadRun {
 /// Names the run whose bytes are not the frames that the index promises.
 pub fn decode(
     codec: Codec,
-    clip: &ClipMeta,
+    clip: Clip<'_>,
     runs: &Runs,
     frames: &[u32],
     cuts: &[Cut],
@@ -41,7 +41,7 @@ pub fn decode(
 }
 
 /// True where a view's pixels are the very bytes of whole stored runs.
-pub fn is_as_stored(codec: Codec, clip: &ClipMeta, frames: &[u32], cuts: &[Cut], size: (u32, u32)) -> bool {
+pub fn is_as_stored(codec: Codec, clip: Clip<'_>, frames: &[u32], cuts: &[Cut], size: (u32, u32)) -> bool {
     let (Some(&first), Some(&last)) = (frames.first(), frames.last()) else { return false };
     let runs = first % RUN_FRAMES == 0 && ((last + 1) % RUN_FRAMES == 0 || last + 1 == clip.num_frames);
     let bytes = frames.len() as u64 * u64::from(clip.width) * u64::from(clip.height) * 3;
@@ -66,7 +66,7 @@ impl Scratch {
     fn decode(
         &mut self,
         codec: Codec,
-        clip: &ClipMeta,
+        clip: Clip<'_>,
         runs: &Runs,
         frames: &[u32],
         cuts: &[Cut],
@@ -144,7 +144,7 @@ impl Scratch {
 }
 
 /// True where the cut's crop is the stored frame, pixel for pixel.
-fn shows_all(cut: &Cut, clip: &ClipMeta, size: (u32, u32)) -> bool {
+fn shows_all(cut: &Cut, clip: Clip<'_>, size: (u32, u32)) -> bool {
     let (width, height) = (clip.width.into(), clip.height.into());
     size == (clip.width, clip.height) && cut.crop == CropBox { left: 0.0, top: 0.0, width, height }
 }
@@ -153,7 +153,7 @@ fn shows_all(cut: &Cut, clip: &ClipMeta, size: (u32, u32)) -> bool {
 fn open_jpeg<'a>(
     decoder: &'a mut Option<Decompressor>,
     jpeg: &[u8],
-    clip: &ClipMeta,
+    clip: Clip<'_>,
 ) -> Result<&'a mut Decompressor, String> {
     let decoder = match decoder {
         Some(decoder) => decoder,
@@ -171,7 +171,7 @@ fn open_jpeg<'a>(
 fn decode_jpeg(
     decoder: &mut Decompressor,
     jpeg: &[u8],
-    clip: &ClipMeta,
+    clip: Clip<'_>,
     pixels: &mut [u8],
 ) -> Result<(), String> {
     let (width, height) = (clip.width as usize, clip.height as usize);

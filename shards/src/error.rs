@@ -53,3 +53,13 @@ impl Error {
 
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// The first few of many like mistakes.
+pub(crate) fn told(problems: &[String]) -> String {
+    const TOLD: usize = 3;
+    let shown = problems.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
+    match problems.len().saturating_sub(TOLD) {
+        0 => shown,
+        more => format!("{shown}; and {more} more"),
+    }
+}

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Result,
-    format::{ClipMeta, Codec, Dataset, RUN_FRAMES, Totals, crc32c, run_count, run_frames, split_run},
+    format::{Clip, Codec, Dataset, RUN_FRAMES, Totals, crc32c, run_count, run_frames, split_run},
     ledger::{Action, decode_ledger},
 };
 use serde::Serialize;
@@ -88,7 +88,7 @@ pub async fn inspect(location: &Location) -> Result<Report> {
     }
     let clips = &dataset.clips;
     let mut labels: Vec<Count> = m.labels.iter().map(|l| Count { name: l.clone(), clips: 0 }).collect();
-    for label in clips.iter().flat_map(|c| &c.labels) {
+    for label in clips.iter().flat_map(|c| c.labels) {
         if let Some(count) = usize::try_from(*label).ok().and_then(|l| labels.get_mut(l)) {
             count.clips += 1;
         }
@@ -171,7 +171,7 @@ impl Report {
 pub async fn contact_sheet(location: &Location, clip_id: &str) -> Result<Vec<u8>> {
     let dataset = Dataset::open(location).await?;
     let Some(clip) = dataset.clips.iter().find(|c| c.clip_id == clip_id) else {
-        let near = dataset.clips.iter().map(|c| (strsim::jaro_winkler(clip_id, &c.clip_id), &c.clip_id));
+        let near = dataset.clips.iter().map(|c| (strsim::jaro_winkler(clip_id, c.clip_id), c.clip_id));
         let near = near
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .map_or(String::new(), |(_, id)| format!("; the nearest is {id}"));
@@ -185,7 +185,7 @@ pub async fn contact_sheet(location: &Location, clip_id: &str) -> Result<Vec<u8>
 }
 
 /// The sheet's frames, RGB8.
-async fn frames_of(dataset: &Dataset, clip: &ClipMeta) -> Result<Vec<Vec<u8>>> {
+async fn frames_of(dataset: &Dataset, clip: Clip<'_>) -> Result<Vec<Vec<u8>>> {
     let n = clip.num_frames.min(SHEET_FRAMES);
     let place = |i: u32| {
         if n < 2 { 0 } else { (u64::from(i) * u64::from(clip.num_frames - 1) / u64::from(n - 1)) as u32 }
@@ -201,12 +201,12 @@ async fn frames_of(dataset: &Dataset, clip: &ClipMeta) -> Result<Vec<Vec<u8>>> {
         }
         let damaged = |why: String| Error::DamagedClip {
             file: dataset.location.url_of(key),
-            clip: clip.clip_id.clone(),
+            clip: clip.clip_id.into(),
             run,
             why,
         };
-        let ends = &clip.run_offsets[run as usize..];
-        let bytes = dataset.location.get_range(key, clip.offset + ends[0]..clip.offset + ends[1]).await?;
+        let at = clip.run_bytes(run..run + 1);
+        let bytes = dataset.location.get_range(key, clip.offset + at.start..clip.offset + at.end).await?;
         if crc32c(&bytes) != clip.run_crcs[run as usize] {
             return Err(damaged("its CRC32C is wrong".into()));
         }
@@ -232,7 +232,7 @@ async fn frames_of(dataset: &Dataset, clip: &ClipMeta) -> Result<Vec<Vec<u8>>> {
     Ok(frames)
 }
 
-fn draw(clip: &ClipMeta, frames: &[Vec<u8>]) -> std::result::Result<Vec<u8>, String> {
+fn draw(clip: Clip<'_>, frames: &[Vec<u8>]) -> std::result::Result<Vec<u8>, String> {
     // Every k-th pixel: a sheet is for a glance.
     let k = clip.width.max(clip.height).div_ceil(SHEET_SIDE);
     let (tile_w, tile_h) = (clip.width.div_ceil(k), clip.height.div_ceil(k));
@@ -263,7 +263,7 @@ fn draw(clip: &ClipMeta, frames: &[Vec<u8>]) -> std::result::Result<Vec<u8>, Str
 }
 
 /// Most frequent first; of equals the smaller name.
-fn counted(names: impl Iterator<Item = String>) -> Vec<Count> {
+pub(crate) fn counted(names: impl Iterator<Item = String>) -> Vec<Count> {
     let mut counts: BTreeMap<String, u64> = BTreeMap::new();
     names.for_each(|n| *counts.entry(n).or_default() += 1);
     let mut all: Vec<Count> = counts.into_iter().map(|(name, clips)| Count { name, clips }).collect();

@@ -1,10 +1,34 @@
-//! From a job's configuration to what a stream is asked for.
+//! From a job's configuration to what decides which frames are read. The trainer and the simulator both use it.
 
 use crate::Result;
 use crate::augment::{Augment, ColorJitter, Erasing, RandAugment};
-use crate::format::Manifest;
-use crate::sampling::{ClipSpec, Scale, TestSampling, View};
+use crate::format::{Dataset, Manifest};
+use crate::plan::{PlanSpec, Shape, Stage};
+use crate::sampling::{ClipSpec, Scale, View};
 use configs::Config;
+
+/// The order of `clips` training clips.
+pub fn plan_spec(config: &Config, dataset: &Dataset, clips: u64) -> PlanSpec {
+    PlanSpec {
+        dataset_digest: dataset.digest.clone(),
+        seed: config.seed,
+        clips,
+        lanes: config.data.lanes,
+        global_batch: config.train.global_batch,
+        drop_last: config.data.drop_last,
+        stages: stages(config),
+    }
+}
+
+/// The shapes of multigrid training; none in a plain job.
+pub fn stages(config: &Config) -> Vec<Stage> {
+    if config.train.multigrid.is_none() {
+        return vec![];
+    }
+    let shape = |s: &configs::StepShape| Shape { batch: s.batch, frames: s.frames, side: s.crop };
+    let stage = |s: &configs::Stage| Stage { end: s.end, cycle: s.cycle.iter().map(shape).collect() };
+    config.stages().iter().map(stage).collect()
+}
 
 /// The temporal window of the job's clips.
 pub fn clip_spec(config: &Config) -> ClipSpec {
@@ -17,13 +41,13 @@ pub fn clip_spec(config: &Config) -> ClipSpec {
     }
 }
 
-/// The job's training view.
+/// What changes the pixels of the training view.
 ///
 /// # Errors
 /// An unknown name among the labels that are never mirrored.
-pub fn train_view(config: &Config, manifest: &Manifest) -> Result<View> {
+pub fn augment(config: &Config, manifest: &Manifest) -> Result<Augment> {
     let (data, a) = (&config.data, &config.data.augment);
-    let augment = Augment {
+    Ok(Augment {
         no_flip: manifest.label_ids("data.augment.no_flip", &a.no_flip)?,
         color_jitter: a.color_jitter.map(|j| ColorJitter {
             brightness: j.brightness,
@@ -43,19 +67,15 @@ pub fn train_view(config: &Config, manifest: &Manifest) -> Result<View> {
             mean: data.mean,
             std: data.std,
         }),
-    };
+    })
+}
+
+/// The training view, its pixels changed by `augment`, which has no say in what is read.
+pub fn train_view(config: &Config, augment: Augment) -> View {
+    let a = &config.data.augment;
     let scale = match a.scale {
         configs::Scale::ShortSide { min, max } => Scale::ShortSide { min, max },
         configs::Scale::Resized { area, aspect } => Scale::Resized { area, aspect },
     };
-    let (crop, flip, repeats) = (a.crop, a.flip, a.repeats);
-    Ok(View::Train { crop, scale, flip, seed: config.seed, repeats, augment })
-}
-
-/// Where the windows of an evaluation lie.
-pub fn test_sampling(sampling: configs::TestSampling) -> TestSampling {
-    match sampling {
-        configs::TestSampling::PySlowFast => TestSampling::PySlowFast,
-        configs::TestSampling::MmAction2 => TestSampling::MmAction2,
-    }
+    View::Train { crop: a.crop, scale, flip: a.flip, seed: config.seed, repeats: a.repeats, augment }
 }

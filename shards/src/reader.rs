@@ -2,7 +2,8 @@
 
 mod local;
 
-use crate::format::{ClipIndex, ClipMeta, Dataset, RUN_FRAMES, crc32c};
+use crate::cache::{self, Cache, RunKey, Wanted};
+use crate::format::{Clip, ClipIndex, Dataset, RUN_FRAMES, crc32c};
 use crate::{Error, Result};
 use bytes::Bytes;
 use futures::future::try_join_all;
@@ -86,6 +87,7 @@ pub struct Reader {
     reads: Reads,
     /// Files that bear another ETag than the manifest says, and which. Their content decides.
     replaced: Mutex<BTreeMap<u32, String>>,
+    cache: Option<Arc<Cache>>,
     bytes: AtomicU64,
     needed: AtomicU64,
     refetches: AtomicU64,
@@ -103,11 +105,22 @@ impl Reader {
             reads: dataset.location.reads(policy)?,
             dataset,
             replaced: Mutex::default(),
+            cache: None,
             bytes: AtomicU64::new(0),
             needed: AtomicU64::new(0),
             refetches: AtomicU64::new(0),
             read_here: AtomicU64::new(0),
         })
+    }
+
+    /// The reader that asks the node's cache first, and offers it what it fetched.
+    pub fn with_cache(self, cache: Option<Arc<Cache>>) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// What the cache has done for this process so far; `None` without one.
+    pub fn cache_stats(&self) -> Option<cache::Stats> {
+        self.cache.as_ref().map(|c| c.stats())
     }
 
     /// The dataset it reads.
@@ -139,22 +152,42 @@ impl Reader {
     pub async fn fetch(&self, clip: ClipIndex, frames: &[u32]) -> Result<Runs> {
         let clip = self.dataset.clip(clip);
         self.needed.fetch_add(fetch_bytes(clip, frames), Relaxed);
+        let mut runs = self.cached(clip, runs_of(frames)).await;
+        let missing = runs.iter().filter(|(_, bytes)| bytes.is_empty()).map(|(run, _)| *run);
         let verified = |span| self.verified(clip, span, |range| self.get(clip, range));
-        Ok(Runs(try_join_all(spans(frames).into_iter().map(verified)).await?.concat()))
+        for (run, bytes) in try_join_all(spans(missing).into_iter().map(verified)).await?.concat() {
+            if let Some(cache) = &self.cache {
+                cache.offer(key(clip, run), bytes.clone());
+            }
+            let place = runs.partition_point(|(known, _)| *known < run);
+            runs[place].1 = bytes;
+        }
+        Ok(Runs(runs))
+    }
+
+    /// The wanted runs, ascending, as far as the cache has them; no run is without bytes, so the others are empty.
+    async fn cached(&self, clip: Clip<'_>, wanted: BTreeSet<u32>) -> Vec<(u32, Bytes)> {
+        let Some(cache) = &self.cache else { return wanted.into_iter().map(|r| (r, Bytes::new())).collect() };
+        let in_index = |&run: &u32| {
+            let at = clip.run_bytes(run..run + 1);
+            Wanted { key: key(clip, run), bytes: at.end - at.start, crc32c: clip.run_crcs[run as usize] }
+        };
+        let found = cache.get(wanted.iter().map(in_index).collect()).await;
+        wanted.into_iter().zip(found.into_iter().map(Option::unwrap_or_default)).collect()
     }
 
     /// The runs of a span, fetched with `get`, each verified and if need be fetched again.
     async fn verified<F: Future<Output = Result<Bytes>>>(
         &self,
-        clip: &ClipMeta,
+        clip: Clip<'_>,
         span: Range<u32>,
         get: impl Fn(Range<u32>) -> F,
     ) -> Result<Vec<(u32, Bytes)>> {
         let whole = get(span.clone()).await?;
-        let base = clip.run_offsets[span.start as usize];
+        let base = clip.run_bytes(span.clone()).start;
         let mut runs = Vec::with_capacity(span.len());
         for run in span {
-            let at = byte_range(clip, &(run..run + 1));
+            let at = clip.run_bytes(run..run + 1);
             let part = (at.start - base) as usize..(at.end - base) as usize;
             // An answer that is too short is as wrong as one with a wrong CRC.
             let mut bytes = if part.end <= whole.len() { whole.slice(part) } else { Bytes::new() };
@@ -162,15 +195,17 @@ impl Reader {
                 self.refetches.fetch_add(1, Relaxed);
                 tracing::warn!(file = self.url(clip), clip = clip.clip_id, run, "{first}; fetching it again");
                 bytes = get(run..run + 1).await?;
-                check(clip, run, &bytes).map_err(|why| self.damaged(clip, run, why))?;
+                if let Err(why) = check(clip, run, &bytes) {
+                    return Err(self.worded(clip, run, why, bytes.len() as u64).await);
+                }
             }
             runs.push((run, bytes));
         }
         Ok(runs)
     }
 
-    async fn get(&self, clip: &ClipMeta, span: Range<u32>) -> Result<Bytes> {
-        let part = byte_range(clip, &span);
+    async fn get(&self, clip: Clip<'_>, span: Range<u32>) -> Result<Bytes> {
+        let part = clip.run_bytes(span.clone());
         let range = clip.offset + part.start..clip.offset + part.end;
         let key = self.dataset.file_key(clip);
         let file = &self.dataset.manifest.files[clip.file as usize];
@@ -200,7 +235,7 @@ impl Reader {
 
     /// The file is another object than was written. A copy into another bucket may well have another ETag, so its
     /// content decides, by size here and by CRC with every run from now on.
-    async fn look_at_replaced(&self, clip: &ClipMeta, run: u32) -> Result<()> {
+    async fn look_at_replaced(&self, clip: Clip<'_>, run: u32) -> Result<()> {
         let head = self.dataset.location.head(self.dataset.file_key(clip)).await;
         let (size, found) = match head {
             Ok((size, etag)) => (size, etag.unwrap_or_default()),
@@ -226,28 +261,40 @@ impl Reader {
         Ok(())
     }
 
-    fn found_etag(&self, clip: &ClipMeta) -> Option<String> {
+    fn found_etag(&self, clip: Clip<'_>) -> Option<String> {
         self.replaced.lock().unwrap_or_else(PoisonError::into_inner).get(&clip.file).cloned()
     }
 
-    fn missing(&self, clip: &ClipMeta, run: u32) -> Error {
+    /// The error of a run that is wrong for good: one of which only `found` bytes came may lie at a cut-off end.
+    async fn worded(&self, clip: Clip<'_>, run: u32, why: String, found: u64) -> Error {
+        let part = clip.run_bytes(run..run + 1);
+        if found < part.end - part.start
+            && let Ok((size, _)) = self.dataset.location.head(self.dataset.file_key(clip)).await
+            && size < clip.offset + part.end
+        {
+            return self.cut_off(clip, &(run..run + 1), size);
+        }
+        self.damaged(clip, run, why)
+    }
+
+    fn missing(&self, clip: Clip<'_>, run: u32) -> Error {
         self.damaged(clip, run, "the manifest names the file but it is missing".into())
     }
 
     /// The error of a span that ends beyond its file of `size` bytes.
-    fn cut_off(&self, clip: &ClipMeta, span: &Range<u32>, size: u64) -> Error {
+    fn cut_off(&self, clip: Clip<'_>, span: &Range<u32>, size: u64) -> Error {
         let whole = self.dataset.manifest.files[clip.file as usize].bytes;
-        let run = span.clone().find(|&r| clip.offset + clip.run_offsets[r as usize + 1] > size);
+        let run = span.clone().find(|&r| clip.offset + clip.run_bytes(r..r + 1).end > size);
         let why = format!("the file is cut off: {size} bytes of {whole}");
         self.damaged(clip, run.unwrap_or(span.start), why)
     }
 
-    fn unread(&self, clip: &ClipMeta, run: u32, source: storage::Error) -> Error {
+    fn unread(&self, clip: Clip<'_>, run: u32, source: storage::Error) -> Error {
         Error::Unread { clip: clip.clip_id.to_string(), run, source }
     }
 
     /// The error that names file, clip and run.
-    pub fn damaged(&self, clip: &ClipMeta, run: u32, why: String) -> Error {
+    pub fn damaged(&self, clip: Clip<'_>, run: u32, why: String) -> Error {
         let file = &self.dataset.manifest.files[clip.file as usize];
         let why = match (self.found_etag(clip), &file.etag) {
             (Some(found), Some(expected)) => {
@@ -258,24 +305,29 @@ impl Reader {
         Error::DamagedClip { file: self.url(clip), clip: clip.clip_id.to_string(), run, why }
     }
 
-    fn url(&self, clip: &ClipMeta) -> String {
+    fn url(&self, clip: Clip<'_>) -> String {
         self.dataset.location.url_of(self.dataset.file_key(clip))
     }
 }
 
 /// Bytes that [`Reader::fetch`] asks for.
-pub fn fetch_bytes(clip: &ClipMeta, frames: &[u32]) -> u64 {
+pub fn fetch_bytes(clip: Clip<'_>, frames: &[u32]) -> u64 {
     let size = |span| {
-        let at = byte_range(clip, &span);
+        let at = clip.run_bytes(span);
         at.end - at.start
     };
-    spans(frames).into_iter().map(size).sum()
+    spans(runs_of(frames)).into_iter().map(size).sum()
 }
 
-/// The runs that hold `frames`, ascending, neighbours joined.
-pub(crate) fn spans(frames: &[u32]) -> Vec<Range<u32>> {
+/// The runs that hold `frames`.
+pub(crate) fn runs_of(frames: &[u32]) -> BTreeSet<u32> {
+    frames.iter().map(|f| f / RUN_FRAMES).collect()
+}
+
+/// Ascending runs, neighbours joined: each span is one request.
+pub(crate) fn spans(runs: impl IntoIterator<Item = u32>) -> Vec<Range<u32>> {
     let mut spans: Vec<Range<u32>> = Vec::new();
-    for run in frames.iter().map(|f| f / RUN_FRAMES).collect::<BTreeSet<u32>>() {
+    for run in runs {
         match spans.last_mut() {
             Some(last) if run == last.end => last.end += 1,
             _ => spans.push(run..run + 1),
@@ -284,13 +336,13 @@ pub(crate) fn spans(frames: &[u32]) -> Vec<Range<u32>> {
     spans
 }
 
-/// Where runs lie, relative to the payload. The offsets were checked when the dataset was opened.
-pub(crate) fn byte_range(clip: &ClipMeta, span: &Range<u32>) -> Range<u64> {
-    clip.run_offsets[span.start as usize]..clip.run_offsets[span.end as usize]
+/// A run's place in the dataset.
+pub(crate) fn key(clip: Clip<'_>, run: u32) -> RunKey {
+    RunKey { file: clip.file, offset: clip.offset + clip.run_bytes(run..run + 1).start }
 }
 
-fn check(clip: &ClipMeta, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {
-    let at = byte_range(clip, &(run..run + 1));
+fn check(clip: Clip<'_>, run: u32, bytes: &[u8]) -> std::result::Result<(), String> {
+    let at = clip.run_bytes(run..run + 1);
     let (expected, length) = (clip.run_crcs[run as usize], at.end - at.start);
     if bytes.len() as u64 != length {
         return Err(format!("{} bytes came, not {length}", bytes.len()));
@@ -310,10 +362,10 @@ mod tests {
 
     #[test]
     fn neighbouring_runs_are_joined() {
-        assert_eq!(spans(&[0, 3, 15, 16, 40, 41, 80]), [0..3, 5..6]);
-        assert_eq!(spans(&[5, 5, 70, 90, 300]), [0..1, 4..6, 18..19]);
-        assert_eq!(spans(&[60, 70, 2, 12]), [0..1, 3..5], "a clip that begins anew");
-        assert_eq!(spans(&[]), Vec::<Range<u32>>::new());
+        assert_eq!(spans(runs_of(&[0, 3, 15, 16, 40, 41, 80])), [0..3, 5..6]);
+        assert_eq!(spans(runs_of(&[5, 5, 70, 90, 300])), [0..1, 4..6, 18..19]);
+        assert_eq!(spans(runs_of(&[60, 70, 2, 12])), [0..1, 3..5], "a clip that begins anew");
+        assert_eq!(spans(runs_of(&[])), Vec::<Range<u32>>::new());
     }
 
     const NONE: Stats = Stats {
@@ -334,7 +386,7 @@ mod tests {
         let location = write_dataset(folder.path(), Codec::Raw, &[(70, 24, 16)]);
         let dataset = Arc::new(Dataset::open(&location).await.unwrap());
         let (reader, clip) = (Reader::new(dataset.clone(), RequestPolicy::default()).unwrap(), ClipIndex(0));
-        let run = dataset.clip(clip).run_offsets[1];
+        let run = dataset.clip(clip).run_bytes(0..1).end;
         for (frames, runs, stats) in [
             (vec![20, 33], vec![1, 2], Stats { bytes: 2 * run, requests: 1, needed: 2 * run, ..NONE }),
             (vec![0, 40], vec![0, 2], Stats { bytes: 4 * run, requests: 3, needed: 4 * run, ..NONE }),

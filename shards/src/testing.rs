@@ -25,7 +25,7 @@ pub(crate) fn clip_meta(num_frames: u32, width: u32, height: u32, fps: f64) -> C
         fps,
         width,
         height,
-        run_offsets: (0..=u64::from(run_count(num_frames))).collect(),
+        run_offsets: (0..=run_count(num_frames)).collect(),
         run_crcs: vec![0; run_count(num_frames) as usize],
     }
 }

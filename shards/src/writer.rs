@@ -154,30 +154,35 @@ impl DataFileWriter {
 }
 
 impl FinishedFile {
-    /// Stores the file under `key`, atomically; large ones in parts.
+    /// Stores the file atomically, large ones in parts, under the key that `name` makes of its SHA-256. A file
+    /// of that key and size that is there already is left as it is.
     ///
     /// # Errors
     /// The store's own.
-    pub async fn store(&self, location: &Location, key: &str) -> Result<DataFile> {
-        // Slices share the file's memory; each is one part of the upload.
-        let slice = |at| self.bytes.slice(at..self.bytes.len().min(at + PART));
-        location.put_chunks(key, (0..self.bytes.len()).step_by(PART).map(slice).collect()).await?;
-        // On a local disk the tag names inode and time: nothing that another copy would share.
-        let etag = match location.url().contains("://") {
-            true => location.head(key).await?.1,
-            false => None,
-        };
+    pub async fn store(&self, location: &Location, name: impl FnOnce(&str) -> String) -> Result<DataFile> {
         let bytes = self.bytes.clone();
         let sha256 = tokio::task::spawn_blocking(move || sha256_hex(&bytes))
             .await
-            .map_err(|e| Error::Stopped(format!("write {key}: {e}")))?;
-        Ok(DataFile {
-            key: key.into(),
-            bytes: self.bytes.len() as u64,
-            etag,
-            sha256,
-            rows: self.rows.len() as u64,
-        })
+            .map_err(|e| Error::Stopped(format!("write a data file: {e}")))?;
+        let (key, size) = (name(&sha256), self.bytes.len() as u64);
+        let there = match location.head(&key).await {
+            Ok(found) => Some(found).filter(|(bytes, _)| *bytes == size),
+            Err(e) if e.is_not_found() => None,
+            Err(e) => return Err(e.into()),
+        };
+        let (_, etag) = match there {
+            Some(found) => found,
+            None => {
+                // Slices share the file's memory; each is one part of the upload.
+                let slice = |at| self.bytes.slice(at..self.bytes.len().min(at + PART));
+                let parts = (0..self.bytes.len()).step_by(PART).map(slice).collect();
+                location.put_chunks(&key, parts).await?;
+                location.head(&key).await?
+            }
+        };
+        // On a local disk the tag names inode and time: nothing that another copy would share.
+        let etag = etag.filter(|_| location.has_etags());
+        Ok(DataFile { key, bytes: size, etag, sha256, rows: self.rows.len() as u64 })
     }
 }
 
@@ -342,7 +347,7 @@ mod tests {
         let mut w = DataFileWriter::new().unwrap();
         w.push(clip(0), payload(40, 1 << 20)).unwrap();
         let f = w.finish().unwrap();
-        let stored = f.store(&location, "data/x/0.parquet").await.unwrap();
+        let stored = f.store(&location, |_| "data/x/0.parquet".into()).await.unwrap();
         assert_eq!(location.get("data/x/0.parquet").await.unwrap(), f.bytes);
         assert_eq!((stored.bytes, stored.rows), (f.bytes.len() as u64, 1));
         assert_eq!(stored.sha256, sha256_hex(&f.bytes));

@@ -46,12 +46,16 @@ fn swin_resumed_after_sigkill_has_the_same_bits() {
 
 #[test]
 fn one_two_and_three_workers_have_the_same_losses() {
+    the_world_changes_no_loss(3, &[]);
+}
+
+fn the_world_changes_no_loss(worlds: usize, overrides: &[&str]) {
     let f = Fixture::new();
     let config = f.config("swin.toml", SWIN);
-    let runs: Vec<_> = (1..=3)
+    let runs: Vec<_> = (1..=worlds)
         .map(|n| {
             let run = f.run(&format!("world{n}"));
-            f.train(&config, n, &run, &[]).finish();
+            f.train(&config, n, &run, overrides).finish();
             losses(&run)
         })
         .collect();
@@ -90,4 +94,23 @@ const EVERYTHING: [&str; 14] = [
 #[test]
 fn a_job_with_everything_resumes_with_the_same_bits() {
     resumed_is_uninterrupted(SLOWFAST, 2, &EVERYTHING);
+}
+
+/// Four epochs in three steps of 4 frames of 16 or 23 pixels, then steps of 8 frames of 16, 24 and 32 pixels:
+/// the shape changes between the steps 12 and 13, and the short cycle's with every step.
+const MULTIGRID: [&str; 4] = [
+    "train.epochs=4",
+    "train.global_batch=4",
+    "data.lanes=4",
+    "train.multigrid={ long_cycle_factors = [[0.5, 0.70710678], [1.0, 1.0]], short_cycle_factors = [0.5, 0.75] }",
+];
+
+#[test]
+fn multigrid_resumes_with_the_same_bits() {
+    resumed_is_uninterrupted(SLOWFAST, 2, &[&EVERYTHING[..], &MULTIGRID].concat());
+}
+
+#[test]
+fn multigrid_has_the_same_losses_with_two_workers() {
+    the_world_changes_no_loss(2, &MULTIGRID);
 }

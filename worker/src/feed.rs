@@ -2,13 +2,16 @@
 
 use crate::{Result, checkpoint::layout::Place, session::Assignment};
 use configs::Config;
+pub use shards::job::{clip_spec, stages};
 use shards::{
+    cache::Cache,
     format::Dataset,
-    job::{clip_spec, test_sampling, train_view},
+    job::{augment, plan_spec, train_view},
     plan::{Plan, PlanSpec},
-    stream::{EvalPass, Stream, StreamOptions, TrainPass, View},
+    stream::{EvalPass, OnDamage, Stream, StreamOptions, TestSampling, TrainPass, View},
 };
 use std::sync::Arc;
+use storage::RequestPolicy;
 use tokio::runtime::Handle;
 
 /// Where one rank's clips come from.
@@ -18,41 +21,51 @@ pub struct Feed<'a> {
     pub runtime: &'a Handle,
     /// Decode threads, where the job names none.
     pub threads: usize,
+    pub cache: Option<Arc<Cache>>,
+}
+
+/// The node's cache, as the job has it. Without one the job goes on, only slower.
+pub fn open_cache(config: &Config, dataset: &Dataset) -> Option<Arc<Cache>> {
+    let wanted = config.data.cache.as_ref()?;
+    match Cache::open(wanted.folder.as_ref(), wanted.limit.0, &dataset.digest) {
+        Ok(cache) => Some(Arc::new(cache)),
+        Err(e) => {
+            tracing::warn!("this worker goes on without a cache: failed to {e}");
+            None
+        }
+    }
 }
 
 impl Feed<'_> {
     /// The order of the training clips. An empty split is an error.
     pub fn plan(&self) -> Result<Arc<Plan>> {
-        let (data, train) = (&self.config.data, &self.config.train);
-        let clips = self.dataset.clips_of(&data.train_split)?.len() as u64;
-        Ok(Arc::new(Plan::new(PlanSpec {
-            dataset_digest: self.dataset.digest.clone(),
-            seed: self.config.seed,
-            clips,
-            lanes: data.lanes,
-            global_batch: train.global_batch,
-            drop_last: data.drop_last,
-        })?))
+        let clips = self.dataset.clips_of(&self.config.data.train_split)?.len() as u64;
+        Ok(Arc::new(Plan::new(plan_spec(self.config, self.dataset, clips))?))
+    }
+
+    /// The same without the shapes of multigrid training: every step is one global batch of full clips.
+    pub fn plain_plan(&self) -> Result<Arc<Plan>> {
+        let spec = self.plan()?.spec().clone();
+        Ok(Arc::new(Plan::new(PlanSpec { stages: vec![], ..spec })?))
     }
 
     /// Steps of the whole job.
     pub fn total_steps(&self, plan: &Plan) -> u64 {
-        let all = self.config.train.epochs * plan.steps_per_epoch();
+        let all = plan.first_step(self.config.total_epochs());
         self.config.train.max_steps.map_or(all, |max| max.min(all))
     }
 
     /// This rank's training batches from `from` to the end of the job.
     pub fn train(&self, plan: &Arc<Plan>, at: &Assignment, from: Place, total: u64) -> Result<Stream> {
-        let data = &self.config.data;
         let pass = TrainPass {
-            clips: self.dataset.clips_of(&data.train_split)?,
+            clips: self.dataset.clips_of(&self.config.data.train_split)?,
             plan: plan.clone(),
             rank: at.rank as u32,
             world: at.world as u32,
             start: (from.epoch, from.step_in_epoch),
             end: total,
             clip: clip_spec(self.config),
-            view: train_view(self.config, &self.dataset.manifest)?,
+            view: train_view(self.config, augment(self.config, &self.dataset.manifest)?),
         };
         Ok(Stream::train(self.dataset.clone(), pass, &self.options())?)
     }
@@ -84,6 +97,42 @@ impl Feed<'_> {
     fn options(&self) -> StreamOptions {
         let data = &self.config.data;
         let threads = if data.threads == 0 { self.threads } else { data.threads };
-        StreamOptions::new(self.runtime.clone(), threads, data.prefetch.0)
+        StreamOptions {
+            cache: self.cache.clone(),
+            requests: request_policy(&data.requests),
+            on_damage: match data.on_damage {
+                configs::OnDamage::Stop => OnDamage::Stop,
+                configs::OnDamage::Quarantine => OnDamage::Quarantine,
+            },
+            ..StreamOptions::new(self.runtime.clone(), threads, data.prefetch.0)
+        }
+    }
+}
+
+/// How the job asks the dataset's store.
+pub fn request_policy(requests: &configs::Requests) -> RequestPolicy {
+    RequestPolicy {
+        at_once: requests.at_once,
+        connect: requests.connect.duration(),
+        first_byte: requests.first_byte.duration(),
+        whole: requests.whole.duration(),
+        retries: requests.retries,
+        backoff: requests.backoff.map(configs::Seconds::duration),
+        hedge_after: requests.hedge_after,
+        hedge_share: requests.hedge_share,
+    }
+}
+
+/// The fractional epoch at which a step begins.
+pub fn fraction(plan: &Plan, epoch: u64, step: u64) -> f64 {
+    let steps = plan.steps_per_epoch(epoch);
+    (epoch * steps + step) as f64 / steps as f64
+}
+
+/// Where the windows of an evaluation lie.
+pub fn test_sampling(sampling: configs::TestSampling) -> TestSampling {
+    match sampling {
+        configs::TestSampling::PySlowFast => TestSampling::PySlowFast,
+        configs::TestSampling::MmAction2 => TestSampling::MmAction2,
     }
 }

@@ -183,6 +183,7 @@ mod tests {
             views: vec![0; n],
             waited: Duration::ZERO,
             global_clips: n,
+            missing: vec![],
         }
     }
 

@@ -69,10 +69,10 @@ pub fn command(args: PredictArgs) -> Result<()> {
 fn by_source(dataset: &Dataset, scored: Vec<(ClipIndex, Vec<f64>)>) -> Vec<Video> {
     let mut videos: Vec<Video> = vec![];
     for (clip, probabilities) in scored {
-        let source = &dataset.clip(clip).source;
-        match videos.iter_mut().find(|v| v.source == *source) {
+        let source = dataset.clip(clip).source;
+        match videos.iter_mut().find(|v| v.source == source) {
             Some(v) => v.clips.push((clip, probabilities)),
-            None => videos.push(Video { source: source.clone(), clips: vec![(clip, probabilities)] }),
+            None => videos.push(Video { source: source.into(), clips: vec![(clip, probabilities)] }),
         }
     }
     for v in &mut videos {

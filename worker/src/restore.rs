@@ -8,7 +8,7 @@ use crate::{
         load,
     },
     device::Device,
-    metrics,
+    feed, metrics,
     trainer::autocast,
 };
 use configs::{Config, Ensemble, LossKind, Precision, Test};
@@ -17,7 +17,11 @@ use shards::{
     format::{ClipIndex, Dataset},
     stream::{EvalPass, Stream, StreamOptions, View},
 };
-use std::{collections::HashMap, io::IsTerminal, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::IsTerminal,
+    sync::Arc,
+};
 use storage::{Location, sha256_hex};
 use tch::Tensor;
 use tokio::runtime::Runtime;
@@ -146,8 +150,11 @@ impl Restored {
         each: impl FnMut(ClipScore) -> Result<()>,
     ) -> Result<()> {
         let prefetch = self.config.data.prefetch.0;
-        let options = StreamOptions::new(self.runtime.handle().clone(), self.threads, prefetch);
-        let clip = shards::job::clip_spec(&self.config);
+        let options = StreamOptions {
+            requests: feed::request_policy(&self.config.data.requests),
+            ..StreamOptions::new(self.runtime.handle().clone(), self.threads, prefetch)
+        };
+        let clip = feed::clip_spec(&self.config);
         let pass = EvalPass { clips, rank: 0, world: 1, batch, clip, view: view(test) };
         let stream = Stream::eval(dataset.clone(), pass, &options)?;
         let judge = Judge {
@@ -158,7 +165,8 @@ impl Restored {
             ensemble: test.ensemble,
             keep_views,
         };
-        judge.score(stream, || (), each)
+        // The stream stops at damage: none is missing.
+        judge.score(stream, || (), each).map(|_missing| ())
     }
 
     /// Runs I/O to its end.
@@ -170,33 +178,39 @@ impl Restored {
 /// The views of a test.
 pub fn view(test: &Test) -> View {
     let Test { views, short_side, crop, sampling, .. } = *test;
-    let sampling = shards::job::test_sampling(sampling);
+    let sampling = feed::test_sampling(sampling);
     View::Eval { short_side, crop, clips: views.clips, crops: views.crops, sampling }
 }
 
 impl Judge<'_> {
     /// Runs the model over the stream's views and hands on each clip's score once its last view was seen.
-    /// `tick` is called after every batch.
+    /// `tick` is called after every batch. Clips of which the stream lacks a view are left out: gives back their
+    /// places and what is wrong with them.
     pub fn score(
         &self,
         mut stream: Stream,
         mut tick: impl FnMut(),
         mut each: impl FnMut(ClipScore) -> Result<()>,
-    ) -> Result<()> {
+    ) -> Result<BTreeMap<u32, String>> {
+        let mut missing = BTreeMap::new();
         let mut gather = Gather { ensemble: self.ensemble, keep_views: self.keep_views, open: None };
         while let Some(batch) = stream.next()? {
+            // A clip's views are neighbours, so all that it lacks is known before it is done.
+            missing.extend(batch.missing.iter().map(|m| (m.clip, m.why.clone())));
             if batch.clips.is_empty() {
                 continue;
             }
             let rows = metrics::rows(&self.probabilities(&self.normalise.tensor(&batch)?)?)?;
             for (&place, row) in batch.clips.iter().zip(rows) {
-                if let Some(done) = gather.add(place, row)? {
+                if let Some(done) = gather.add(place, row)?.filter(|clip| !missing.contains_key(&clip.place))
+                {
                     each(done)?;
                 }
             }
             tick();
         }
-        gather.finish().map_or(Ok(()), each)
+        gather.finish().filter(|clip| !missing.contains_key(&clip.place)).map_or(Ok(()), each)?;
+        Ok(missing)
     }
 
     /// Scores (B, classes) of clips (B, 3, T, H, W).

@@ -6,7 +6,10 @@ use std::f64::consts::PI;
 
 /// The rate of the step at fractional epoch `at` of a job, scaled to its global batch.
 pub fn lr_of_step(job: &Job, at: f64) -> f64 {
-    batch_scale(job) * lr(&job.schedule, job.optimizer.lr(), job.train.epochs as f64, at)
+    let (schedule, epochs) = (job.schedule_of_stages(), job.total_epochs() as f64);
+    // PySlowFast's rates of the long cycle are multiplied before the warm-up aims at one of them.
+    let shape = |at| job.rate_factor(at) * shape(&schedule, job.optimizer.lr(), epochs, at);
+    batch_scale(job) * warmed_up(&schedule, at, shape)
 }
 
 /// What all rates of the job are multiplied by: its global batch over the one that they are meant for
@@ -21,12 +24,15 @@ pub fn batch_scale(job: &Job) -> f64 {
 /// The warm-up is linear from `warmup_start_lr` at 0 to the schedule's own value at
 /// `warmup_epochs`, which for a cosine is a little below the base rate.
 pub fn lr(schedule: &Schedule, base_lr: f64, epochs: f64, at: f64) -> f64 {
+    warmed_up(schedule, at, |at| shape(schedule, base_lr, epochs, at))
+}
+
+fn warmed_up(schedule: &Schedule, at: f64, shape: impl Fn(f64) -> f64) -> f64 {
     let end = schedule.warmup_epochs;
-    if at < end {
-        let target = shape(schedule, base_lr, epochs, end);
-        return schedule.warmup_start_lr + (target - schedule.warmup_start_lr) * at / end;
+    match at < end {
+        true => schedule.warmup_start_lr + (shape(end) - schedule.warmup_start_lr) * at / end,
+        false => shape(at),
     }
-    shape(schedule, base_lr, epochs, at)
 }
 
 fn shape(schedule: &Schedule, base_lr: f64, epochs: f64, at: f64) -> f64 {
@@ -89,6 +95,37 @@ mod tests {
         close(lr(&s, 0.1, 10.0, 5.0), 0.06);
         close(lr(&s, 0.1, 10.0, 10.0), 0.02);
         close(lr(&s, 0.1, 10.0, 11.0), 0.02);
+    }
+
+    /// PySlowFast's SLOWFAST_8x8_R50_stepwise_multigrid.yaml: `SOLVER.STEPS` and `SOLVER.LRS` after
+    /// `init_multigrid`, which its formulas give in Python:
+    /// [0, 73, 110, 142, 158, 205, 228, 248, 259, 291, 308, 322, 329, 343] and
+    /// [8, 4, 2, 1, .8, .4, .2, .1, .08, .04, .02, .01, .01, .001], times the base rate of 0.1.
+    #[test]
+    fn the_multigrid_recipe() {
+        let text = include_str!("../../configs/slowfast_8x8_r50_multigrid_k400.toml");
+        let job = configs::Config::parse("multigrid", text, &[]).unwrap();
+        for (at, want) in [
+            (0.0, 0.01),
+            // Warm-up towards the 0.8 of epoch 34.
+            (17.0, 0.405),
+            (34.0, 0.8),
+            (72.99, 0.8),
+            (73.0, 0.4),
+            (110.0, 0.2),
+            (142.0, 0.1),
+            (158.0, 0.08),
+            (205.0, 0.04),
+            (258.99, 0.01),
+            (259.0, 0.008),
+            (322.0, 0.001),
+            (329.0, 0.001),
+            (342.99, 0.001),
+            (343.0, 0.0001),
+            (358.0, 0.0001),
+        ] {
+            close(lr_of_step(&job, at), want);
+        }
     }
 
     /// TimeSformer's recipe: a tenth at 11, a hundredth at 14 of 15 epochs.

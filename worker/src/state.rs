@@ -18,7 +18,7 @@ use shards::format::Dataset;
 use tch::{Device, Tensor};
 
 impl Place {
-    /// One step further.
+    /// One step further in an epoch of so many.
     pub fn advance(&mut self, steps_per_epoch: u64) {
         self.step += 1;
         self.step_in_epoch += 1;

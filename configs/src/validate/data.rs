@@ -1,7 +1,7 @@
 //! Clips, lanes, augmentation and views.
 
 use super::Rules;
-use crate::{Augment, Job, Result, Scale};
+use crate::{Augment, Job, Requests, Result, Scale};
 
 impl Rules<'_> {
     pub(super) fn data(&self, job: &Job) -> Result<()> {
@@ -39,12 +39,37 @@ impl Rules<'_> {
             }
         }
         self.augment(a)?;
+        self.requests(&d.requests)?;
+        if let Some(cache) = &d.cache {
+            self.require(!cache.folder.is_empty(), "data.cache.folder", "it is empty; name a folder")?;
+        }
         if let Some(n) = d.nominal {
             self.positive("data.nominal.clips", n.clips as f64)?;
             self.positive("data.nominal.classes", n.classes.into())?;
         }
         self.views("eval", d.eval.short_side, d.eval.crop)?;
         d.test.as_ref().map_or(Ok(()), |t| self.views("test", t.short_side, t.crop))
+    }
+
+    fn requests(&self, r: &Requests) -> Result<()> {
+        let at = |key: &str| format!("data.requests.{key}");
+        let some = (1..=1024).contains(&r.at_once);
+        self.require(some, &at("at_once"), format!("{} must lie between 1 and 1024", r.at_once))?;
+        for (key, time) in [
+            ("connect", r.connect),
+            ("first_byte", r.first_byte),
+            ("whole", r.whole),
+            ("backoff", r.backoff[0]),
+        ] {
+            self.positive(&at(key), time.0)?;
+        }
+        self.require(r.retries <= 100, &at("retries"), format!("{} is more than 100", r.retries))?;
+        let ascending = r.backoff[0].0 <= r.backoff[1].0;
+        self.require(ascending, &at("backoff"), "write the shorter wait first")?;
+        let why = format!("{} must lie between 1 and 100", r.hedge_after);
+        self.require((1.0..=100.0).contains(&r.hedge_after), &at("hedge_after"), why)?;
+        let why = format!("{} must lie between 0 and 1", r.hedge_share);
+        self.require((0.0..=1.0).contains(&r.hedge_share), &at("hedge_share"), why)
     }
 
     fn views(&self, section: &str, short_side: u32, crop: u32) -> Result<()> {

@@ -17,6 +17,7 @@ pub fn check(name: &str, job: &Job) -> Result<()> {
         Model::VideoSwin(m) => at.video_swin(m, job.data.frames)?,
     }
     at.train(job)?;
+    at.multigrid(job)?;
     at.optimizer(&job.optimizer)?;
     at.schedule(&job.schedule, &job.optimizer, job.train.epochs)?;
     at.cluster(job)

@@ -1,7 +1,7 @@
 //! The loop, the loss, the optimizer and its schedule, the cluster.
 
 use super::Rules;
-use crate::{BatchNorm, Job, LossKind, Optimizer, Result, Schedule, ScheduleKind, Seconds};
+use crate::{BatchNorm, Job, LossKind, Model, Optimizer, Result, Schedule, ScheduleKind, Seconds};
 
 impl Rules<'_> {
     pub(super) fn train(&self, job: &Job) -> Result<()> {
@@ -21,6 +21,58 @@ impl Rules<'_> {
             self.positive("train.batch_norm.clips", clips.into())?;
         }
         self.loss(job)
+    }
+
+    pub(super) fn multigrid(&self, job: &Job) -> Result<()> {
+        let Some(m) = &job.train.multigrid else { return Ok(()) };
+        let at = |key: &str| format!("train.multigrid.{key}");
+        self.positive(&at("epoch_factor"), m.epoch_factor)?;
+        self.require(m.short_cycle || m.long_cycle, &at("long_cycle"), "neither cycle is on; leave it out")?;
+        let part = |key: &str, f: f64| {
+            self.require(f > 0.0 && f <= 1.0, &at(key), format!("{f} must be above 0 and at most 1"))
+        };
+        m.short_cycle_factors.iter().try_for_each(|f| part("short_cycle_factors", *f))?;
+        m.long_cycle_factors.iter().flatten().try_for_each(|f| part("long_cycle_factors", *f))?;
+        self.require(
+            m.long_cycle_factors.last() == Some(&[1.0, 1.0]),
+            &at("long_cycle_factors"),
+            "the last must be [1.0, 1.0], the shape of the evaluation",
+        )?;
+        if let (true, ScheduleKind::Steps, Some(last)) =
+            (m.long_cycle, job.schedule.kind, job.schedule.steps.last())
+        {
+            let ok = *last < job.train.epochs as f64;
+            self.require(ok, "schedule.steps", format!("{last} must be fewer than train.epochs"))?;
+        }
+        let stages = job.stages();
+        let some = stages.last().is_some_and(|s| s.end > 0);
+        self.require(some, &at("epoch_factor"), format!("{} leaves no epoch", m.epoch_factor))?;
+        for shape in stages.iter().flat_map(|s| &s.cycle) {
+            self.require(
+                shape.frames > 0 && shape.crop > 0,
+                &at("long_cycle_factors"),
+                format!("a shape has {} frames of {} pixels", shape.frames, shape.crop),
+            )?;
+            match &job.model {
+                Model::Slowfast(s) => self.require(
+                    shape.frames.is_multiple_of(s.alpha),
+                    &at("long_cycle_factors"),
+                    format!("{} frames are not a multiple of model.alpha = {}", shape.frames, s.alpha),
+                )?,
+                Model::VideoSwin(s) => self.require(
+                    shape.frames >= s.patch[0],
+                    &at("long_cycle_factors"),
+                    format!("{} frames are fewer than one patch of {}", shape.frames, s.patch[0]),
+                )?,
+                Model::Resnet3d(_) => {}
+            }
+            self.require(
+                shape.batch.checked_mul(job.train.global_batch).is_some(),
+                &at("long_cycle_factors"),
+                format!("{} global batches in a step are too many", shape.batch),
+            )?;
+        }
+        Ok(())
     }
 
     fn loss(&self, job: &Job) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Who is here: sessions that were accepted, when each was last heard and last moved, and the
 //! order in which they would take their ranks.
 
+use super::seating::Chairs;
 use super::types::{Beat, Hello, Now, Rank, Settings, WorkerId};
 use std::{collections::BTreeMap, time::Duration};
 
@@ -9,6 +10,9 @@ use std::{collections::BTreeMap, time::Duration};
 pub struct Member {
     pub id: WorkerId,
     pub name: String,
+    /// Its host; workers of one share a cache.
+    node: String,
+    device: String,
     /// Its rank in the running generation, or else in the last one it belonged to.
     pub rank: Option<Rank>,
     pub beat: Beat,
@@ -22,6 +26,8 @@ pub struct Member {
 #[derive(Clone, Debug, Default)]
 pub struct Members {
     by_id: BTreeMap<WorkerId, Member>,
+    /// As the last generation sat.
+    chairs: Chairs,
 }
 
 impl Members {
@@ -45,6 +51,8 @@ impl Members {
         let member = Member {
             id,
             name: hello.name.clone(),
+            node: hello.node.clone(),
+            device: hello.device.clone(),
             rank: None,
             beat: Beat::default(),
             heard_at: now,
@@ -82,17 +90,20 @@ impl Members {
         }
     }
 
-    /// Those who would form the next generation, in the order of their ranks: survivors keep
-    /// their order, newcomers follow by name (so the devices of one host stay neighbours).
+    /// Those who would form the next generation, in the order of their ranks. Where there are too many,
+    /// newcomers stand by. A node gets the ranks that it had (see [`Chairs`]).
     pub fn roster(&self, most: u32) -> Vec<WorkerId> {
         let mut all: Vec<&Member> = self.by_id.values().collect();
-        all.sort_by_key(|m| (m.rank.is_none(), m.rank, &m.name, m.id));
+        all.sort_by_key(|m| (m.rank.is_none(), m.rank, &m.node, &m.device, &m.name, m.id));
         all.truncate(most as usize);
-        all.into_iter().map(|m| m.id).collect()
+        let nodes: Vec<&str> = all.iter().map(|m| m.node.as_str()).collect();
+        self.chairs.seat(&nodes).0.into_iter().map(|i| all[i].id).collect()
     }
 
     /// Gives the ranks of a new generation; everyone else stands at the door.
     pub fn seat(&mut self, now: Now, roster: &[WorkerId]) {
+        let nodes = roster.iter().filter_map(|id| self.by_id.get(id)).map(|m| m.node.as_str());
+        self.chairs = self.chairs.seat(&nodes.collect::<Vec<_>>()).1;
         for m in self.by_id.values_mut() {
             m.rank = None;
         }

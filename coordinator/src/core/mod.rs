@@ -9,6 +9,7 @@
 mod commit;
 mod generation;
 mod membership;
+mod seating;
 mod types;
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ pub fn hello(n: u64) -> Hello {
     Hello {
         protocol_version: 1,
         name: format!("w{n}"),
+        node: String::new(),
         device: "cpu:0".into(),
         config_digest: "c".into(),
         dataset_digest: "d".into(),

@@ -60,6 +60,8 @@ pub struct Hello {
     pub protocol_version: u32,
     /// Unique name: host-pid-device.
     pub name: String,
+    /// The host; empty where the worker does not say.
+    pub node: String,
     pub device: String,
     pub config_digest: String,
     pub dataset_digest: String,
@@ -94,6 +96,9 @@ pub struct StepReport {
     pub peak_memory_bytes: u64,
     pub grad_norm: f64,
     pub skipped: bool,
+    pub step_in_epoch: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 /// One evaluation, told by rank 0. Fields as in the contract.
@@ -109,6 +114,7 @@ pub struct EvalReport {
     pub seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_average_precision: Option<f64>,
+    pub missing: u64,
 }
 
 /// One file of a checkpoint.

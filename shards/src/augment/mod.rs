@@ -18,7 +18,7 @@ pub use erase::{Erase, Erasing};
 pub use ops::Op;
 
 use crate::Result;
-use crate::format::ClipMeta;
+use crate::format::Clip;
 use crate::random::Keyed;
 use crate::sampling::usage;
 
@@ -85,8 +85,8 @@ impl Augment {
     }
 
     /// False for a clip with a label that tells left from right.
-    pub fn may_flip(&self, clip: &ClipMeta) -> bool {
-        !clip.label.iter().chain(&clip.labels).any(|label| self.no_flip.contains(label))
+    pub fn may_flip(&self, clip: Clip<'_>) -> bool {
+        !clip.label.iter().chain(clip.labels).any(|label| self.no_flip.contains(label))
     }
 
     /// The operations and the erased box of the view with that key. Each part has its own generator:

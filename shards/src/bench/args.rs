@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
     /// Stop after this many passes over the clips even if it is earlier.
-    #[arg(long, default_value_t = u64::MAX, hide_default_value = true)]
+    #[arg(long, default_value_t = 1_000_000, hide_default_value = true)]
     epochs: u64,
     /// Measure also what the codec and the store could give at most.
     #[arg(long)]
@@ -89,6 +89,7 @@ impl Args {
             seed: of_config.map_or(self.seed, |c| c.seed),
             global_batch: of_config.map_or(self.batch, |c| c.train.global_batch),
             lanes: of_config.map_or(1, |c| c.data.lanes),
+            stages: config.as_ref().map_or(vec![], job::stages),
             drop_last: of_config.is_some_and(|c| c.data.drop_last),
             threads: self.threads.or(of_config.map(|c| c.data.threads)).unwrap_or(0),
             prefetch_bytes: self.prefetch.or(of_config.map(|c| c.data.prefetch.0)).unwrap_or(256 << 20),
@@ -105,7 +106,7 @@ impl Args {
     }
 
     fn job(&self, config: &Config, manifest: &Manifest) -> Result<Shown> {
-        Ok(Shown::Drawn(job::clip_spec(config), job::train_view(config, manifest)?))
+        Ok(Shown::Drawn(job::clip_spec(config), job::train_view(config, job::augment(config, manifest)?)))
     }
 
     fn window(&self) -> Shown {

@@ -1,9 +1,9 @@
 //! What codec and store could give at most: the same clips only decoded, and only fetched.
 
 use super::{Ceiling, now};
-use crate::format::{ClipIndex, ClipMeta, Codec, Dataset, RUN_FRAMES, run_frames, split_run};
+use crate::format::{Clip, ClipIndex, Codec, Dataset, RUN_FRAMES, run_frames, split_run};
 use crate::plan::Sample;
-use crate::reader::{Reader, Runs, byte_range, spans};
+use crate::reader::{Reader, Runs, runs_of, spans};
 use crate::stream::{StreamOptions, TrainPass};
 use crate::{Error, Result};
 use bytes::Bytes;
@@ -39,7 +39,7 @@ pub(super) fn measure(
 }
 
 fn windows(dataset: &Dataset, pass: &TrainPass) -> Vec<Window> {
-    let steps = 0..pass.plan.steps_per_epoch();
+    let steps = 0..pass.plan.steps_per_epoch(0);
     let samples = steps.flat_map(|step| pass.plan.global_batch(0, step));
     let window = |s: Sample| {
         let clip = pass.clips[s.clip as usize];
@@ -54,11 +54,11 @@ async fn gets(dataset: &Arc<Dataset>, windows: &[Window], at_once: usize) -> Res
     let mut fetched = 0;
     let ranges = windows.iter().cycle().flat_map(|(clip, frames)| {
         let clip = dataset.clip(*clip);
-        let spans = spans(frames);
+        let spans = spans(runs_of(frames));
         let last = spans.len();
-        spans.into_iter().enumerate().map(move |(i, span)| (clip, byte_range(clip, &span), i + 1 == last))
+        spans.into_iter().enumerate().map(move |(i, span)| (clip, clip.run_bytes(span), i + 1 == last))
     });
-    let get = |(clip, range, ends): (&ClipMeta, Range<u64>, bool)| {
+    let get = |(clip, range, ends): (Clip<'_>, Range<u64>, bool)| {
         let range = clip.offset + range.start..clip.offset + range.end;
         let (dataset, key) = (dataset.clone(), dataset.file_key(clip).to_owned());
         // A task each, as a client in a hurry would.

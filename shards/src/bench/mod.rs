@@ -13,7 +13,7 @@ mod process;
 pub use args::Args;
 
 use crate::format::{ClipIndex, Codec, Dataset};
-use crate::plan::{Plan, PlanSpec};
+use crate::plan::{Plan, PlanSpec, Stage};
 use crate::sampling::{ClipSpec, View};
 use crate::stream::{Stream, StreamOptions, TrainPass};
 use crate::{Error, Result};
@@ -40,6 +40,8 @@ pub struct Spec {
     /// A divisor of `global_batch`.
     pub lanes: u32,
     pub drop_last: bool,
+    /// The shapes of multigrid training.
+    pub stages: Vec<Stage>,
     /// 0: one a core.
     pub threads: usize,
     pub prefetch_bytes: u64,
@@ -132,6 +134,7 @@ pub fn bench(
         lanes: spec.lanes,
         global_batch: spec.global_batch,
         drop_last: spec.drop_last,
+        stages: spec.stages.clone(),
     })?);
     let threads = match spec.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
@@ -145,7 +148,7 @@ pub fn bench(
         rank: 0,
         world: 1,
         start: (0, 0),
-        end: spec.epochs.saturating_mul(plan.steps_per_epoch()),
+        end: plan.first_step(spec.epochs),
         clip,
         view,
     };
@@ -309,6 +312,7 @@ mod tests {
             global_batch: 4,
             lanes: 2,
             drop_last: false,
+            stages: vec![],
             threads: 2,
             prefetch_bytes: 1 << 20,
             requests_at_once: Some(8),

@@ -27,7 +27,7 @@ pub struct Payload {
     pub bytes: Vec<u8>,
     pub num_frames: u32,
     /// Start of each run relative to the payload, then the end.
-    pub run_offsets: Vec<u64>,
+    pub run_offsets: Vec<u32>,
     /// CRC32C of each run.
     pub run_crcs: Vec<u32>,
 }
@@ -37,7 +37,7 @@ pub struct Payload {
 pub struct PayloadBuilder {
     bytes: Vec<u8>,
     num_frames: u32,
-    run_offsets: Vec<u64>,
+    run_offsets: Vec<u32>,
     run_crcs: Vec<u32>,
 }
 
@@ -46,7 +46,7 @@ impl PayloadBuilder {
     pub fn push(&mut self, frame: &[u8]) {
         if self.num_frames.is_multiple_of(RUN_FRAMES) {
             self.close_run();
-            self.run_offsets.push(self.bytes.len() as u64);
+            self.run_offsets.push(self.bytes.len() as u32);
         }
         self.bytes.extend_from_slice(frame);
         self.num_frames += 1;
@@ -65,7 +65,7 @@ impl PayloadBuilder {
     /// Closes the last run.
     pub fn finish(mut self) -> Payload {
         self.close_run();
-        self.run_offsets.push(self.bytes.len() as u64);
+        self.run_offsets.push(self.bytes.len() as u32);
         Payload {
             bytes: self.bytes,
             num_frames: self.num_frames,
@@ -122,6 +122,14 @@ pub fn split_jpegs(run: &[u8], frames: u32) -> Result<Vec<Range<usize>>, String>
         return Err(format!("it holds {} JPEG frames, not {frames}", found.len()));
     }
     Ok(found)
+}
+
+/// Bytes of the JPEG that `bytes` begin with.
+///
+/// # Errors
+/// Says in words where they are none.
+pub fn jpeg_length(bytes: &[u8]) -> Result<usize, String> {
+    jpeg_end(bytes, 0).map_err(|(at, why)| format!("{why} at byte {at}"))
 }
 
 /// End of the JPEG at `start`: walks the segments, whose lengths are given, and inside a scan looks

@@ -1,5 +1,6 @@
 //! index.parquet: one row a clip, with all that is needed to fetch and verify any run of it.
 
+use super::{Clip, Clips};
 use arrow::array::{
     Array, ArrayRef, AsArray, Float64Array, Int32Array, ListArray, ListBuilder, PrimitiveArray,
     PrimitiveBuilder, RecordBatch, StringArray, UInt32Array, UInt64Array,
@@ -7,12 +8,14 @@ use arrow::array::{
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Field, Float64Type, Int32Type, Schema, SchemaRef, UInt32Type, UInt64Type,
 };
-use bytes::Bytes;
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
+use parquet::basic::Encoding;
+use parquet::file::{properties::WriterProperties, reader::ChunkReader};
+use parquet::schema::types::ColumnPath;
 use std::sync::Arc;
 
 /// One clip, as the index knows it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ClipMeta {
     /// Unique in the dataset.
     pub clip_id: String,
@@ -39,7 +42,7 @@ pub struct ClipMeta {
     /// Pixels.
     pub height: u32,
     /// Start of each run of 16 frames relative to the payload, then the end.
-    pub run_offsets: Vec<u64>,
+    pub run_offsets: Vec<u32>,
     /// CRC32C of each run.
     pub run_crcs: Vec<u32>,
 }
@@ -86,7 +89,7 @@ pub fn encode_index(clips: &[ClipMeta]) -> Result<Vec<u8>, String> {
         text(|c| &c.source),
         real(|c| c.start_s),
         Arc::new(Int32Array::from_iter(clips.iter().map(|c| c.label))),
-        lists::<Int32Type>(clips, |c| &c.labels),
+        lists::<Int32Type, _>(clips, |c| c.labels.iter().copied()),
         text(|c| &c.split),
         u32s(|c| c.file),
         u64s(|c| c.offset),
@@ -95,32 +98,51 @@ pub fn encode_index(clips: &[ClipMeta]) -> Result<Vec<u8>, String> {
         real(|c| c.fps),
         u32s(|c| c.width),
         u32s(|c| c.height),
-        lists::<UInt64Type>(clips, |c| &c.run_offsets),
-        lists::<UInt32Type>(clips, |c| &c.run_crcs),
+        lists::<UInt64Type, _>(clips, |c| c.run_offsets.iter().map(|&at| u64::from(at))),
+        lists::<UInt32Type, _>(clips, |c| c.run_crcs.iter().copied()),
     ];
     let batch = RecordBatch::try_new(schema.clone(), columns).map_err(|e| e.to_string())?;
     let mut bytes = Vec::new();
-    let mut writer = ArrowWriter::try_new(&mut bytes, schema, None).map_err(|e| e.to_string())?;
+    let mut writer =
+        ArrowWriter::try_new(&mut bytes, schema, Some(encodings())).map_err(|e| e.to_string())?;
     writer.write(&batch).map_err(|e| e.to_string())?;
     writer.close().map_err(|e| e.to_string())?;
     Ok(bytes)
 }
 
-/// The clips of index.parquet. Columns it does not know are ignored.
+/// Names share beginnings and runs follow each other: their differences take a third of the bytes.
+fn encodings() -> WriterProperties {
+    let column = |path: &[&str]| ColumnPath::new(path.iter().map(|p| (*p).to_string()).collect());
+    let mut properties = WriterProperties::builder();
+    for (path, encoding) in [
+        (column(&["clip_id"]), Encoding::DELTA_BYTE_ARRAY),
+        (column(&["source"]), Encoding::DELTA_BYTE_ARRAY),
+        (column(&["offset"]), Encoding::DELTA_BINARY_PACKED),
+        (column(&["run_offsets", "list", "item"]), Encoding::DELTA_BINARY_PACKED),
+        // As good as random: a dictionary of them only costs.
+        (column(&["run_crcs", "list", "item"]), Encoding::PLAIN),
+    ] {
+        properties =
+            properties.set_column_dictionary_enabled(path.clone(), false).set_column_encoding(path, encoding);
+    }
+    properties.build()
+}
+
+/// The clips of index.parquet. Columns it does not know are ignored. Reads a page at a time.
 ///
 /// # Errors
 /// In words: not Parquet, a column missing or of another type, a value missing.
-pub fn decode_index(bytes: Bytes) -> Result<Vec<ClipMeta>, String> {
-    let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(|e| e.to_string())?;
+pub fn decode_index(input: impl ChunkReader + 'static) -> Result<Clips, String> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(input).map_err(|e| e.to_string())?;
     let reader = builder.with_batch_size(4096).build().map_err(|e| e.to_string())?;
-    let mut clips = Vec::new();
+    let mut clips = Clips::default();
     for batch in reader {
         decode_batch(&batch.map_err(|e| e.to_string())?, &mut clips)?;
     }
     Ok(clips)
 }
 
-fn decode_batch(batch: &RecordBatch, clips: &mut Vec<ClipMeta>) -> Result<(), String> {
+fn decode_batch(batch: &RecordBatch, clips: &mut Clips) -> Result<(), String> {
     let text = |name| column(batch, name, |c| c.as_string_opt::<i32>());
     let real = |name| column(batch, name, |c| c.as_primitive_opt::<Float64Type>());
     let u32s = |name| column(batch, name, |c| c.as_primitive_opt::<UInt32Type>());
@@ -133,19 +155,24 @@ fn decode_batch(batch: &RecordBatch, clips: &mut Vec<ClipMeta>) -> Result<(), St
     let (width, height) = (u32s("width")?, u32s("height")?);
     let (offset, bytes) = (u64s("offset")?, u64s("bytes")?);
     let (labels, run_offsets, run_crcs) = (list("labels")?, list("run_offsets")?, list("run_crcs")?);
-    let mut last_split: Arc<str> = "".into();
+    let labels = Values::<Int32Type>::of(labels, "labels")?;
+    let run_offsets = Values::<UInt64Type>::of(run_offsets, "run_offsets")?;
+    let run_crcs = Values::<UInt32Type>::of(run_crcs, "run_crcs")?;
+    let mut offsets = Vec::new();
     for row in 0..batch.num_rows() {
-        // Neighbours mostly share their split: one allocation for all of them.
-        if *last_split != *split.value(row) {
-            last_split = split.value(row).into();
+        offsets.clear();
+        for &at in run_offsets.row(row) {
+            let at = u32::try_from(at)
+                .map_err(|_| format!("clip {:?} has a run at byte {at}", clip_id.value(row)))?;
+            offsets.push(at);
         }
-        clips.push(ClipMeta {
-            clip_id: clip_id.value(row).into(),
-            source: source.value(row).into(),
+        clips.push(Clip {
+            clip_id: clip_id.value(row),
+            source: source.value(row),
             start_s: start_s.value(row),
             label: label.is_valid(row).then(|| label.value(row)),
-            labels: list_value::<Int32Type>(labels, row, "labels")?,
-            split: last_split.clone(),
+            labels: labels.row(row),
+            split: split.value(row),
             file: file.value(row),
             offset: offset.value(row),
             bytes: bytes.value(row),
@@ -153,9 +180,9 @@ fn decode_batch(batch: &RecordBatch, clips: &mut Vec<ClipMeta>) -> Result<(), St
             fps: fps.value(row),
             width: width.value(row),
             height: height.value(row),
-            run_offsets: list_value::<UInt64Type>(run_offsets, row, "run_offsets")?,
-            run_crcs: list_value::<UInt32Type>(run_crcs, row, "run_crcs")?,
-        });
+            run_offsets: &offsets,
+            run_crcs: run_crcs.row(row),
+        })?;
     }
     Ok(())
 }
@@ -181,25 +208,37 @@ fn nullable<'a, A: Array + 'a>(
     cast(array).ok_or_else(|| format!("its column {name} is {}", array.data_type()))
 }
 
-fn list_value<T: ArrowPrimitiveType>(
-    array: &ListArray,
-    row: usize,
-    name: &str,
-) -> Result<Vec<T::Native>, String> {
-    let values = array.value(row);
-    let values: &PrimitiveArray<T> = values
-        .as_primitive_opt()
-        .ok_or_else(|| format!("its column {name} is a list of {}", values.data_type()))?;
-    match values.null_count() {
-        0 => Ok(values.values().to_vec()),
-        n => Err(format!("its column {name} lacks {n} values in row {row}")),
+/// A column of lists without gaps.
+struct Values<'a, T: ArrowPrimitiveType> {
+    ends: &'a [i32],
+    values: &'a [T::Native],
+}
+
+impl<'a, T: ArrowPrimitiveType> Values<'a, T> {
+    fn of(array: &'a ListArray, name: &str) -> Result<Self, String> {
+        let values: &PrimitiveArray<T> = array
+            .values()
+            .as_primitive_opt()
+            .ok_or_else(|| format!("its column {name} is a list of {}", array.values().data_type()))?;
+        match values.null_count() {
+            0 => Ok(Self { ends: array.value_offsets(), values: values.values() }),
+            n => Err(format!("its column {name} lacks {n} values")),
+        }
+    }
+
+    fn row(&self, row: usize) -> &'a [T::Native] {
+        // Arrow holds its offsets to be ascending and inside the values.
+        &self.values[self.ends[row] as usize..self.ends[row + 1] as usize]
     }
 }
 
-fn lists<T: ArrowPrimitiveType>(clips: &[ClipMeta], f: fn(&ClipMeta) -> &Vec<T::Native>) -> ArrayRef {
+fn lists<'a, T: ArrowPrimitiveType, I: IntoIterator<Item = T::Native>>(
+    clips: &'a [ClipMeta],
+    f: impl Fn(&'a ClipMeta) -> I,
+) -> ArrayRef {
     let mut builder = ListBuilder::new(PrimitiveBuilder::<T>::new());
     for clip in clips {
-        builder.values().append_slice(f(clip));
+        f(clip).into_iter().for_each(|value| builder.values().append_value(value));
         builder.append(true);
     }
     Arc::new(builder.finish())

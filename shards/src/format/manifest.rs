@@ -1,6 +1,6 @@
 //! dataset.json: what the dataset holds, and the digests of all its parts. Written last, once.
 
-use super::{ClipMeta, RUN_FRAMES, run_count};
+use super::{Clip, Clips, RUN_FRAMES, run_count};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -138,7 +138,7 @@ impl Manifest {
 
     /// Checks that every clip of the index lies where the manifest's files are, and is whole.
     /// Afterwards no offset, length or count of a clip needs a check before it is used.
-    pub fn check_clips(&self, clips: &[ClipMeta]) -> std::result::Result<(), String> {
+    pub fn check_clips(&self, clips: &Clips) -> std::result::Result<(), String> {
         if clips.len() as u64 != self.totals.clips {
             return Err(format!("it has {} clips, the manifest {}", clips.len(), self.totals.clips));
         }
@@ -147,7 +147,7 @@ impl Manifest {
         for (row, clip) in clips.iter().enumerate() {
             self.check_clip(clip).map_err(|why| format!("row {row}, clip {:?}: {why}", clip.clip_id))?;
             rows[clip.file as usize] += 1;
-            *splits.entry(&clip.split).or_default() += 1;
+            *splits.entry(clip.split).or_default() += 1;
         }
         if let Some(i) = (0..rows.len()).find(|&i| rows[i] != self.files[i].rows) {
             return Err(format!(
@@ -162,7 +162,7 @@ impl Manifest {
         Ok(())
     }
 
-    fn check_clip(&self, clip: &ClipMeta) -> std::result::Result<(), String> {
+    fn check_clip(&self, clip: Clip) -> std::result::Result<(), String> {
         let file = self.files.get(clip.file as usize).ok_or(format!("there is no file {}", clip.file))?;
         let end = clip.offset.checked_add(clip.bytes);
         if end.is_none_or(|end| end > file.bytes) {
@@ -178,11 +178,11 @@ impl Manifest {
             return Err(format!("its frame rate is {}", clip.fps));
         }
         let named = |l: &i32| usize::try_from(*l).is_ok_and(|l| l < self.labels.len());
-        if let Some(label) = clip.label.iter().chain(&clip.labels).find(|l| !named(l)) {
+        if let Some(label) = clip.label.iter().chain(clip.labels).find(|l| !named(l)) {
             return Err(format!("its label {label} has no name"));
         }
         let runs = run_count(clip.num_frames) as usize;
-        let offsets = &clip.run_offsets;
+        let offsets = clip.run_offsets;
         if offsets.len() != runs + 1 || clip.run_crcs.len() != runs {
             let (o, c) = (offsets.len(), clip.run_crcs.len());
             return Err(format!(
@@ -190,13 +190,16 @@ impl Manifest {
                 clip.num_frames
             ));
         }
-        if offsets[0] != 0 || offsets[runs] != clip.bytes || offsets.windows(2).any(|w| w[0] >= w[1]) {
+        if offsets[0] != 0
+            || u64::from(offsets[runs]) != clip.bytes
+            || offsets.windows(2).any(|w| w[0] >= w[1])
+        {
             return Err("its runs do not cover its bytes in order".into());
         }
         if self.codec == Codec::Raw {
             let frame = u64::from(clip.width) * u64::from(clip.height) * 3;
             let whole = |i: usize| frame * u64::from(clip.num_frames).min(i as u64 * u64::from(RUN_FRAMES));
-            if (0..=runs).any(|i| offsets[i] != whole(i)) {
+            if (0..=runs).any(|i| u64::from(offsets[i]) != whole(i)) {
                 return Err(format!("its runs are not {} raw frames of {frame} bytes", clip.num_frames));
             }
         }

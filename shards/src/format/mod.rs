@@ -8,15 +8,22 @@
 //! ```
 
 mod clip;
+mod clips;
 mod index;
 mod manifest;
 
-pub use clip::{Payload, PayloadBuilder, RUN_FRAMES, crc32c, run_count, run_frames, split_jpegs, split_run};
+pub use clip::{
+    Payload, PayloadBuilder, RUN_FRAMES, crc32c, jpeg_length, run_count, run_frames, split_jpegs, split_run,
+};
+pub use clips::{Clip, Clips};
 pub use index::{ClipMeta, decode_index, encode_index, index_schema};
 pub use manifest::{Codec, DataFile, FORMAT, Manifest, ObjectRef, Totals, VERSION};
 
 use crate::{Error, Result};
-use storage::{Location, sha256_hex};
+use futures::StreamExt;
+use sha2::{Digest, Sha256};
+use std::{fs::File, io::Write};
+use storage::{Location, hex, sha256_hex};
 
 /// Key of the manifest.
 pub const MANIFEST_KEY: &str = "dataset.json";
@@ -24,6 +31,9 @@ pub const MANIFEST_KEY: &str = "dataset.json";
 pub const INDEX_KEY: &str = "index.parquet";
 /// Key of the ledger.
 pub const LEDGER_KEY: &str = "ledger.parquet";
+
+/// Key of what an unfinished ingest claims its destination with.
+pub const CLAIM_KEY: &str = "ingest/plan.json";
 
 /// Position of a clip in [`Dataset::clips`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -36,7 +46,7 @@ pub struct Dataset {
     /// SHA-256 of the bytes of dataset.json, lower-case hex: the dataset's identity.
     pub digest: String,
     /// Every clip, in the index's order.
-    pub clips: Vec<ClipMeta>,
+    pub clips: Clips,
     pub location: Location,
 }
 
@@ -57,22 +67,9 @@ impl Dataset {
 
         let url = location.url_of(&manifest.index.key);
         let damaged = |why: String| Error::Damaged { url: url.clone(), why };
-        let bytes = match location.get(&manifest.index.key).await {
-            Ok(bytes) => bytes,
-            Err(e) if e.is_not_found() => {
-                return Err(damaged("the manifest names it but it is missing".into()));
-            }
-            Err(e) => return Err(e.into()),
-        };
-        if bytes.len() as u64 != manifest.index.bytes {
-            return Err(damaged(format!("it has {} bytes, not {}", bytes.len(), manifest.index.bytes)));
-        }
-        let found = sha256_hex(&bytes);
-        if found != manifest.index.sha256 {
-            return Err(damaged(format!("its SHA-256 is {found}, not {}", manifest.index.sha256)));
-        }
+        let file = index_file(location, &manifest.index).await?;
         // Parsing takes a while for many clips, and a panic in the Parquet decoder becomes an error here.
-        let clips = tokio::task::spawn_blocking(move || decode_index(bytes))
+        let clips = tokio::task::spawn_blocking(move || decode_index(file))
             .await
             .map_err(|e| damaged(format!("the Parquet decoder failed on it ({e})")))?
             .map_err(&damaged)?;
@@ -89,7 +86,7 @@ impl Dataset {
             .clips
             .iter()
             .enumerate()
-            .filter(|(_, c)| &*c.split == split)
+            .filter(|(_, c)| c.split == split)
             .map(|(i, _)| ClipIndex(i as u32))
             .collect();
         if found.is_empty() {
@@ -103,14 +100,48 @@ impl Dataset {
     }
 
     /// The clip at an index.
-    pub fn clip(&self, index: ClipIndex) -> &ClipMeta {
-        &self.clips[index.0 as usize]
+    pub fn clip(&self, index: ClipIndex) -> Clip<'_> {
+        self.clips.get(index.0 as usize)
     }
 
     /// Key of the data file that holds a clip.
-    pub fn file_key(&self, clip: &ClipMeta) -> &str {
+    pub fn file_key(&self, clip: Clip) -> &str {
         &self.manifest.files[clip.file as usize].key
     }
+}
+
+/// The index in a file without a name, its digest checked: in memory it would lie beside what is made of it.
+async fn index_file(location: &Location, index: &ObjectRef) -> Result<File> {
+    /// Of one request.
+    const PART: u64 = 16 << 20;
+    let url = location.url_of(&index.key);
+    let damaged = |why: String| Error::Damaged { url: url.clone(), why };
+    let io = |source| Error::Io { path: std::env::temp_dir().display().to_string(), source };
+    let (size, _) = match location.head(&index.key).await {
+        Ok(head) => head,
+        Err(e) if e.is_not_found() => {
+            return Err(damaged("the manifest names it but it is missing".into()));
+        }
+        Err(e) => return Err(e.into()),
+    };
+    if size != index.bytes {
+        return Err(damaged(format!("it has {size} bytes, not {}", index.bytes)));
+    }
+    let mut file = tempfile::tempfile().map_err(io)?;
+    let mut digest = Sha256::new();
+    let starts = (0..size).step_by(PART as usize);
+    let parts = starts.map(|start| location.get_range(&index.key, start..(start + PART).min(size)));
+    let mut parts = futures::stream::iter(parts).buffered(4);
+    while let Some(part) = parts.next().await {
+        let part = part?;
+        digest.update(&part);
+        file.write_all(&part).map_err(io)?;
+    }
+    let found = hex(&digest.finalize());
+    if found != index.sha256 {
+        return Err(damaged(format!("its SHA-256 is {found}, not {}", index.sha256)));
+    }
+    Ok(file)
 }
 
 #[cfg(test)]

@@ -2,29 +2,13 @@
 
 use super::{
     Input, Options,
+    builder::{ClipBuilder, NewClip, SAME_TIME, Stop, entry, outcome_entries},
     encode::FrameEncoder,
     scale::{Converter, Geometry},
     video::Video,
 };
-use crate::{
-    format::{ClipMeta, Payload, PayloadBuilder},
-    ledger::{Action, LedgerEntry},
-};
+use crate::ledger::{Action, LedgerEntry};
 use ffmpeg_next::frame;
-
-/// Bytes of one clip's payload beyond which it is refused: one clip is one Parquet page, and is held in memory.
-const LARGEST_PAYLOAD: usize = 1 << 30;
-/// Times this close together are the same, seconds: containers round them.
-const SAME_TIME: f64 = 1e-6;
-
-/// A clip ready to be written. `file`, `offset` and what the payload knows of itself are not set yet.
-#[derive(Debug)]
-pub struct NewClip {
-    /// Place among the clips of its input; increasing, not always without gaps.
-    pub piece: u32,
-    pub meta: ClipMeta,
-    pub payload: Payload,
-}
 
 /// Decodes `input` and hands its clips from `first_piece` on to `emit`, in order; stops early where that
 /// says `false`. Returns what the ledger must say of the input.
@@ -34,94 +18,51 @@ pub fn ingest_video(
     first_piece: u32,
     emit: &mut dyn FnMut(NewClip) -> bool,
 ) -> Vec<LedgerEntry> {
-    let entry = |action, reason: &str, detail: String| LedgerEntry {
-        source: input.source.clone(),
-        action,
-        reason: reason.into(),
-        detail,
-    };
+    let source = input.source.as_str();
+    let skipped = |reason, detail| vec![entry(source, Action::Skipped, reason, detail)];
     let mut video = match Video::open(&input.path) {
         Ok(v) => v,
-        Err(e) => return vec![entry(Action::Skipped, e.reason, e.detail)],
+        Err(e) => return skipped(e.reason, e.detail),
     };
     let mut encoder = match FrameEncoder::new(options.codec, options.quality) {
         Ok(e) => e,
-        Err(e) => return vec![entry(Action::Skipped, "encoder", e)],
+        Err(e) => return skipped("encoder", e),
     };
     let mut cutter = Cutter {
         input,
         options,
-        first_piece,
+        clips: ClipBuilder::new(input, options, first_piece, emit),
         encoder: &mut encoder,
         converter: Converter::default(),
         geometry: None,
         rgb: Vec::new(),
-        open: None,
-        pieces: 0,
-        emit,
     };
     let outcome = cutter.run(&mut video);
-    let any = cutter.pieces > 0;
+    let pieces = cutter.clips.pieces();
     let complaint = video.complaint();
-    match (outcome, any) {
-        (Err(Stop::Consumer), _) => vec![],
-        (Err(Stop::Failed(reason, why)), false) => vec![entry(Action::Skipped, reason, why)],
-        (Err(Stop::Failed(reason, why)), true) => {
-            vec![entry(Action::Repaired, reason, format!("cut off: {why}"))]
-        }
-        (Ok(_), false) => {
-            let cut = input.cut.filter(|_| video.end() > 0.0);
-            let why = match (cut, complaint) {
-                (Some(c), _) => {
-                    return vec![entry(
-                        Action::Skipped,
-                        "empty cut",
-                        format!("no picture from {} s on: it ends at {:.2} s", c.start, video.end()),
-                    )];
-                }
-                (None, Some(c)) => c,
-                (None, None) => "it holds no pictures".into(),
-            };
-            vec![entry(Action::Skipped, "nothing decodes", why)]
-        }
-        (Ok(tail), true) => {
-            let damage = complaint.map(|c| entry(Action::Repaired, "damaged", c));
-            let tail =
-                tail.map(|s| entry(Action::Repaired, "tail", format!("the last {s:.2} s are no clip")));
-            damage.into_iter().chain(tail).collect()
-        }
+    if outcome.is_err() || pieces > 0 {
+        let damage = complaint.filter(|_| outcome.is_ok());
+        let damage = damage.map(|c| entry(source, Action::Repaired, "damaged", c));
+        return damage.into_iter().chain(outcome_entries(source, outcome, pieces)).collect();
     }
-}
-
-/// Why an input ends before its video does.
-enum Stop {
-    /// Nobody wants its clips any more.
-    Consumer,
-    /// A reason to group by, and the detail.
-    Failed(&'static str, String),
+    match (input.cut.filter(|_| video.end() > 0.0), complaint) {
+        (Some(c), _) => {
+            let end = video.end();
+            skipped("empty cut", format!("no picture from {} s on: it ends at {end:.2} s", c.start))
+        }
+        (None, Some(c)) => skipped("nothing decodes", c),
+        (None, None) => skipped("nothing decodes", "it holds no pictures".into()),
+    }
 }
 
 struct Cutter<'a> {
     input: &'a Input,
     options: &'a Options,
-    first_piece: u32,
+    clips: ClipBuilder<'a>,
     encoder: &'a mut FrameEncoder,
     converter: Converter,
     geometry: Option<Geometry>,
     rgb: Vec<u8>,
-    open: Option<OpenClip>,
-    /// Clips finished so far, those before `first_piece` too.
-    pieces: u32,
-    emit: &'a mut dyn FnMut(NewClip) -> bool,
-}
-
-/// The clip being filled.
-struct OpenClip {
-    piece: u32,
-    frames: u32,
-    first: f64,
-    last: f64,
-    payload: PayloadBuilder,
 }
 
 /// A picture that stays on show until the next one's slot, when resampling.
@@ -165,7 +106,7 @@ impl Cutter<'_> {
                 self.show(video, &h, ((until - start) * fps).round().max(1.0) as u64, fps)?;
             }
         }
-        self.close(video, true)
+        self.clips.close(video.rate(), true)
     }
 
     /// Adds a held picture once for each tick before `until`.
@@ -178,20 +119,7 @@ impl Cutter<'_> {
 
     /// Adds a picture at `time` after the cut's start; `again` where it is the one added last.
     fn add(&mut self, video: &Video, picture: &frame::Video, time: f64, again: bool) -> Result<(), Stop> {
-        let time = time.max(0.0);
-        let piece = self.options.clip_seconds.map_or(0, |s| ((time + SAME_TIME) / s).floor() as u32);
-        if self.open.as_ref().is_some_and(|c| c.piece != piece) {
-            self.close(video, false)?;
-        }
-        let clip = self.open.get_or_insert_with(|| OpenClip {
-            piece,
-            frames: 0,
-            first: time,
-            last: time,
-            payload: PayloadBuilder::default(),
-        });
-        (clip.frames, clip.last) = (clip.frames + 1, time);
-        if piece < self.first_piece {
+        if !self.clips.begin(time, video.rate())? {
             return Ok(());
         }
         let geometry = match self.geometry {
@@ -213,75 +141,6 @@ impl Cutter<'_> {
         let (width, height) = geometry.size();
         let stored =
             self.encoder.encode(&self.rgb, width, height).map_err(|why| Stop::Failed("encoder", why))?;
-        clip.payload.push(stored);
-        if clip.payload.len() > LARGEST_PAYLOAD {
-            self.open = None;
-            let why = "as one clip it exceeds 1 GiB; cut it with --clip-seconds".to_string();
-            return Err(Stop::Failed("too long", why));
-        }
-        Ok(())
-    }
-
-    /// Ends the open clip. The last one of several is left out if it is shorter than half a clip:
-    /// then its seconds are returned.
-    fn close(&mut self, video: &Video, last: bool) -> Result<Option<f64>, Stop> {
-        let (Some(clip), options) = (self.open.take(), self.options) else { return Ok(None) };
-        let fps = options.fps.unwrap_or_else(|| rate(&clip, video.rate()));
-        if let (Some(s), true) = (options.clip_seconds, last && self.pieces > 0) {
-            let length = f64::from(clip.frames) / fps;
-            if length < s / 2.0 {
-                return Ok(Some(length));
-            }
-        }
-        self.pieces += 1;
-        let (Some(geometry), true) = (self.geometry, clip.piece >= self.first_piece) else { return Ok(None) };
-        let (width, height) = geometry.size();
-        let input = self.input;
-        let meta = ClipMeta {
-            clip_id: match options.clip_seconds {
-                Some(_) => format!("{}#{:04}", input.clip_id, clip.piece),
-                None => input.clip_id.clone(),
-            },
-            source: input.source.clone(),
-            start_s: input.cut.map_or(0.0, |c| c.start) + clip.first,
-            label: input.labels.first().copied(),
-            labels: input.labels.clone(),
-            split: input.split.as_str().into(),
-            file: 0,
-            offset: 0,
-            bytes: 0,
-            num_frames: 0,
-            fps,
-            width,
-            height,
-            run_offsets: vec![],
-            run_crcs: vec![],
-        };
-        let clip = NewClip { piece: clip.piece, meta, payload: clip.payload.finish() };
-        if (self.emit)(clip) { Ok(None) } else { Err(Stop::Consumer) }
-    }
-}
-
-/// Average frames a second of a clip; the container's figure where they agree, for it is exact.
-fn rate(clip: &OpenClip, container: f64) -> f64 {
-    let span = clip.last - clip.first;
-    if clip.frames < 2 || span <= 0.0 {
-        return container;
-    }
-    let measured = f64::from(clip.frames - 1) / span;
-    if (measured / container - 1.0).abs() < 0.005 { container } else { measured }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frame_rate_is_measured_and_snaps_to_the_container() {
-        let clip =
-            |frames, last| OpenClip { piece: 0, frames, first: 0.0, last, payload: Default::default() };
-        assert_eq!(rate(&clip(31, 1.001), 30000.0 / 1001.0), 30000.0 / 1001.0);
-        assert_eq!(rate(&clip(11, 1.0), 30.0), 10.0);
-        assert_eq!(rate(&clip(1, 0.0), 30.0), 30.0);
+        self.clips.push(stored, (width, height))
     }
 }

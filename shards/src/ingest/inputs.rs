@@ -1,45 +1,120 @@
-//! Which videos go in: the folder, joined with the labels file. All mistakes are found here, before
-//! anything is decoded.
+//! Which inputs go in: a folder of videos or of folders of images, joined with its labels. All mistakes are
+//! found here, before anything is decoded.
 
-use super::labels::{Cut, Labels};
-use crate::{Error, Result};
+use super::{
+    builder::entry,
+    images::is_image,
+    labels::{Cut, Labels, Span},
+    layouts::Layout,
+    table::Group,
+};
+use crate::{
+    Error, Result,
+    error::told,
+    ledger::{Action, LedgerEntry},
+};
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
-/// One video, or one cut of it, to become one clip or several.
-#[derive(Clone, Debug, PartialEq)]
+/// One video, or one cut of it, to become one clip or several; or a folder of images; or rows of a table.
+#[derive(Clone, Debug)]
 pub struct Input {
+    pub media: Media,
     pub path: PathBuf,
     /// Relative to the folder, with `/` between parts.
     pub source: String,
     /// The id of its clip, or how its clips' ids begin.
     pub clip_id: String,
-    /// Size of the file.
-    pub bytes: u64,
+    /// Bytes of the video, images in the folder, or bytes of the rows' images.
+    pub size: u64,
     pub labels: Vec<i32>,
+    /// When each label holds, where that is known.
+    pub spans: Vec<Span>,
     pub split: String,
     pub cut: Option<Cut>,
 }
 
-/// How the folder and the labels file are read.
+/// What an input is made of.
 #[derive(Clone, Debug)]
+pub enum Media {
+    /// A video file.
+    Video,
+    /// A folder of images that were taken at this rate, frames a second.
+    Images { fps: f64 },
+    /// Rows of a Parquet file, a clip each.
+    Rows(Arc<Group>),
+}
+
+/// How the folder and the labels are read.
+#[derive(Clone, Debug, Default)]
 pub struct Sources {
-    /// A folder, searched whole, or one file.
+    /// A folder, searched whole, or one video.
     pub videos: PathBuf,
+    /// A labels file, or a file or folder of published annotations.
     pub labels: Option<PathBuf>,
-    /// Accept videos that the labels file does not name.
+    /// The form of `labels`; `None`: found out.
+    pub layout: Option<Layout>,
+    /// The official split of UCF101 and HMDB51, 1 to 3.
+    pub fold: u8,
+    /// Kinetics files that are named by their id alone are whole videos: cut them by the list's times.
+    pub untrimmed: bool,
+    /// Not videos but folders of images, a clip each, taken at this rate, frames a second.
+    pub images_fps: Option<f64>,
+    /// Accept videos that the labels do not name.
     pub allow_unlabelled: bool,
-    /// The split of videos for which the labels file names none.
+    /// The split of videos for which the labels name none.
     pub split: String,
 }
 
-/// What a folder offers: the inputs in their final order, and the label names.
+/// What there is to ingest: the inputs in their final order, the label names, and what is left out already.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     pub inputs: Vec<Input>,
     pub labels: Vec<String>,
+    pub ledger: Vec<LedgerEntry>,
+}
+
+/// A video, or a folder of images.
+#[derive(Clone, Debug, PartialEq)]
+pub struct File {
+    path: PathBuf,
+    size: u64,
+    is_folder: bool,
+}
+
+impl Input {
+    /// The labels that hold at some time from `start` to `end`, seconds after the source's first picture.
+    pub fn labels_between(&self, start: f64, end: f64) -> Vec<i32> {
+        let holds =
+            |label: i32| self.spans.iter().any(|s| s.label == label && s.start < end && s.end > start);
+        let known = !self.spans.is_empty();
+        self.labels.iter().copied().filter(|&l| !known || holds(l)).collect()
+    }
+}
+
+impl Media {
+    /// Hands on what distinguishes it, for a digest.
+    pub fn describe(&self, field: &mut dyn FnMut(&str)) {
+        match self {
+            Media::Video => {}
+            Media::Images { fps } => field(&format!("images at {fps}")),
+            Media::Rows(group) => group.describe(field),
+        }
+    }
+}
+
+impl File {
+    /// The name by which lists know it.
+    pub fn stem<'a>(&self, source: &'a str) -> &'a str {
+        let name = source.rsplit('/').next().unwrap_or(source);
+        match self.is_folder {
+            true => name,
+            false => name.rsplit_once('.').map_or(name, |(stem, _)| stem),
+        }
+    }
 }
 
 /// File name endings that are taken for video in a folder. A labels file may name others.
@@ -48,43 +123,57 @@ const ENDINGS: [&str; 31] = [
     "m4v", "mjpeg", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf", "ogv", "rm", "ts", "vob", "webm",
     "wmv", "y4m", "rmvb",
 ];
-/// Of many like mistakes, this many are told.
-const TOLD: usize = 3;
 
 impl Sources {
     /// Finds every input, sorted by source and cut.
     ///
     /// # Errors
     /// No videos, a labelled file that is missing (with the nearest name there is), a video without a
-    /// label, or a row given twice.
+    /// label, or a row given twice. Of published annotations, only a malformed line and a name that several
+    /// files have are errors.
     pub fn find(&self) -> Result<Found> {
-        let files = self.files()?;
-        let root = self.root();
-        let (names, mut inputs) = match &self.labels {
-            None => {
-                let inputs = files.iter().map(|(source, path)| self.input(source, path, vec![], None, None));
-                (vec![], inputs.collect::<Result<Vec<_>>>()?)
-            }
-            Some(labels) => {
-                let parsed = Labels::read(labels)?;
-                let inputs = self.join(&labels.display().to_string(), &parsed, &files, root)?;
-                (parsed.names, inputs)
-            }
-        };
-        if inputs.is_empty() {
-            return Err(Error::Usage(format!(
-                "find videos in {}: it holds no file that ends in .mp4, .mkv, .webm, .avi, .mov or the like",
-                self.videos.display()
-            )));
+        if let Some(fps) = self.images_fps.filter(|f| !(*f >= 0.01 && *f <= 1000.0)) {
+            let why = "it must be 0.01 to 1000 frames a second";
+            return Err(Error::Usage(format!("use --source-fps {fps}: {why}")));
         }
-        inputs.sort_by(|a, b| {
+        if !(1..=3).contains(&self.fold) {
+            return Err(Error::Usage(format!("use --fold {}: it must be 1, 2 or 3", self.fold)));
+        }
+        let files = self.files()?;
+        // Labels may name files of other endings.
+        if files.is_empty() && self.labels.is_none() {
+            let what = match self.images_fps {
+                None => "file that ends in .mp4, .mkv, .webm, .avi, .mov or the like",
+                Some(_) => "folder with images that end in .jpg, .jpeg or .png",
+            };
+            let folder = self.videos.display();
+            return Err(Error::Usage(format!("find videos in {folder}: it holds no {what}")));
+        }
+        let layout = match (&self.labels, self.layout) {
+            (Some(labels), None) => Some(Layout::detect(labels)?),
+            (_, layout) => layout,
+        };
+        let mut found = match (&self.labels, layout) {
+            (None, Some(_)) => {
+                return Err(Error::Usage("use --layout: it needs the annotations, with --labels".into()));
+            }
+            (Some(labels), Some(layout)) if layout != Layout::Csv => {
+                self.join_listing(labels, layout, &files)?
+            }
+            (Some(labels), _) => self.join(&Labels::read(labels)?, &labels.display().to_string(), &files)?,
+            (None, None) => Found {
+                inputs: files.iter().map(|(source, file)| self.input(source, file)).collect(),
+                ..Found::default()
+            },
+        };
+        found.inputs.sort_by(|a, b| {
             let key =
                 |i: &Input| i.cut.map_or((0.0, f64::INFINITY), |c| (c.start, c.end.unwrap_or(f64::INFINITY)));
             let (ka, kb) = (key(a), key(b));
             a.source.cmp(&b.source).then(ka.0.total_cmp(&kb.0)).then(ka.1.total_cmp(&kb.1))
         });
-        name_clips(&mut inputs);
-        Ok(Found { inputs, labels: names })
+        name_clips(&mut found.inputs);
+        Ok(found)
     }
 
     /// The folder that sources are relative to.
@@ -95,27 +184,27 @@ impl Sources {
         }
     }
 
-    /// Videos by source.
-    fn files(&self) -> Result<BTreeMap<String, PathBuf>> {
+    /// Videos or folders of images, by source.
+    fn files(&self) -> Result<BTreeMap<String, File>> {
         let meta = std::fs::metadata(&self.videos)
             .map_err(|e| Error::Usage(format!("find videos in {}: {e}", self.videos.display())))?;
         let mut files = BTreeMap::new();
-        if meta.is_file() {
-            files.insert(source_of(&self.videos, self.root()), self.videos.clone());
-        } else {
+        if meta.is_dir() {
             let top = self.videos.canonicalize().map_err(|e| io(&self.videos, e))?;
-            walk(&self.videos, &self.videos, &mut vec![top], &mut files)?;
+            walk(&self.videos, &self.videos, self.images_fps.is_some(), &mut vec![top], &mut files)?;
+        } else if self.images_fps.is_some() {
+            let why = "it is no folder, and --from-frames takes a folder of folders of images";
+            return Err(Error::Usage(format!("find images in {}: {why}", self.videos.display())));
+        } else {
+            let file = File { path: self.videos.clone(), size: meta.len(), is_folder: false };
+            files.insert(source_of(&self.videos, self.root()), file);
         }
         Ok(files)
     }
 
-    fn join(
-        &self,
-        name: &str,
-        labels: &Labels,
-        files: &BTreeMap<String, PathBuf>,
-        root: &Path,
-    ) -> Result<Vec<Input>> {
+    /// With Marey's own CSV.
+    fn join(&self, labels: &Labels, name: &str, files: &BTreeMap<String, File>) -> Result<Found> {
+        let root = self.root();
         let mut seen: HashMap<(String, String), u64> = HashMap::new();
         let mut inputs = Vec::new();
         let mut problems = Vec::new();
@@ -126,22 +215,26 @@ impl Sources {
             if !self.videos.is_dir() && !files.contains_key(&source) {
                 continue;
             }
-            if !files.contains_key(&source) && !path.is_file() {
-                problems.push(format!(
-                    "row {}: there is no file {}{}",
-                    row.line,
-                    row.path,
-                    nearest(&source, files)
-                ));
-                continue;
-            }
+            // The labels may name videos whose endings the search does not know.
+            let file = match (files.get(&source), std::fs::metadata(&path)) {
+                (Some(file), _) => file.clone(),
+                (None, Ok(meta)) if meta.is_file() && self.images_fps.is_none() => {
+                    File { path, size: meta.len(), is_folder: false }
+                }
+                _ => {
+                    let near = nearest(&source, files);
+                    problems.push(format!("row {}: there is no file {}{near}", row.line, row.path));
+                    continue;
+                }
+            };
             let key = (source.clone(), format!("{:?}", row.cut));
             if let Some(before) = seen.insert(key, row.line) {
                 problems.push(format!("row {}: {} is in row {before} already", row.line, row.path));
                 continue;
             }
-            let split = row.split.clone();
-            inputs.push(self.input(&source, &path, row.labels.clone(), split, row.cut)?);
+            let plain = self.input(&source, &file);
+            let split = row.split.clone().unwrap_or_else(|| self.split.clone());
+            inputs.push(Input { labels: row.labels.clone(), split, cut: row.cut, ..plain });
         }
         if !problems.is_empty() {
             return Err(Error::Usage(format!("use {name}: {}", told(&problems))));
@@ -155,45 +248,66 @@ impl Sources {
                 told(&names)
             )));
         }
-        for (source, path) in missing {
-            inputs.push(self.input(source, path, vec![], None, None)?);
-        }
-        Ok(inputs)
+        inputs.extend(missing.into_iter().map(|(source, file)| self.input(source, file)));
+        Ok(Found { inputs, labels: labels.names.clone(), ledger: vec![] })
     }
 
-    fn input(
-        &self,
-        source: &str,
-        path: &Path,
-        labels: Vec<i32>,
-        split: Option<String>,
-        cut: Option<Cut>,
-    ) -> Result<Input> {
-        Ok(Input {
-            path: path.into(),
+    /// With annotations as they are published.
+    fn join_listing(&self, labels: &Path, layout: Layout, files: &BTreeMap<String, File>) -> Result<Found> {
+        let listing = layout.read(labels, self.fold, self.untrimmed)?;
+        let joined = listing.join(files)?;
+        let mut inputs: Vec<Input> = Vec::with_capacity(joined.rows.len());
+        for (row, source, cut) in joined.rows {
+            let Some(file) = files.get(source) else { continue };
+            inputs.push(Input {
+                labels: row.labels.clone(),
+                spans: row.spans.clone(),
+                split: row.split.clone().unwrap_or_else(|| self.split.clone()),
+                cut,
+                ..self.input(source, file)
+            });
+        }
+        let mut ledger = joined.ledger;
+        for source in joined.unlisted {
+            match files.get(source).filter(|_| self.allow_unlabelled) {
+                Some(file) => inputs.push(self.input(source, file)),
+                None => ledger.push(entry(source, Action::Skipped, "not listed", "no list names it")),
+            }
+        }
+        Ok(Found { inputs, labels: listing.names, ledger })
+    }
+
+    fn input(&self, source: &str, file: &File) -> Input {
+        Input {
+            media: self.images_fps.map_or(Media::Video, |fps| Media::Images { fps }),
+            path: file.path.clone(),
             source: source.into(),
             clip_id: String::new(),
-            bytes: std::fs::metadata(path).map_err(|e| io(path, e))?.len(),
-            labels,
-            split: split.unwrap_or_else(|| self.split.clone()),
-            cut,
-        })
+            size: file.size,
+            labels: vec![],
+            spans: vec![],
+            split: self.split.clone(),
+            cut: None,
+        }
     }
 }
 
 /// Ids are sources without their ending, unless two files differ in nothing else; cuts add their times.
 fn name_clips(inputs: &mut [Input]) {
-    let stem = |source: &str| {
-        let (folder, file) = source.rsplit_once('/').map_or(("", source), |(d, f)| (d, f));
+    let stem = |i: &Input| {
+        if !matches!(i.media, Media::Video) {
+            return i.source.clone();
+        }
+        let (folder, file) = i.source.rsplit_once('/').map_or(("", i.source.as_str()), |(d, f)| (d, f));
         let file = file.rsplit_once('.').map_or(file, |(s, _)| if s.is_empty() { file } else { s });
         if folder.is_empty() { file.to_string() } else { format!("{folder}/{file}") }
     };
     let mut sources: HashMap<String, HashSet<String>> = HashMap::new();
     for i in inputs.iter() {
-        sources.entry(stem(&i.source)).or_default().insert(i.source.clone());
+        sources.entry(stem(i)).or_default().insert(i.source.clone());
     }
     for i in inputs {
-        let stem = stem(&i.source);
+        let stem = stem(i);
         let name = if sources[&stem].len() > 1 { i.source.clone() } else { stem };
         i.clip_id = match i.cut {
             None => name,
@@ -203,17 +317,25 @@ fn name_clips(inputs: &mut [Input]) {
     }
 }
 
-/// Adds the videos below `dir`; `above` are the real folders on the way, so that links cannot go in circles.
+/// Adds the videos below `dir`, or with `images` the folders that hold some; `above` are the real folders
+/// on the way, so that links cannot go in circles.
 fn walk(
     root: &Path,
     dir: &Path,
+    images: bool,
     above: &mut Vec<PathBuf>,
-    files: &mut BTreeMap<String, PathBuf>,
+    files: &mut BTreeMap<String, File>,
 ) -> Result<()> {
-    for entry in std::fs::read_dir(dir).map_err(|e| io(dir, e))? {
-        let path = entry.map_err(|e| io(dir, e))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let mut count = 0;
+    for found in std::fs::read_dir(dir).map_err(|e| io(dir, e))? {
+        let found = found.map_err(|e| io(dir, e))?;
+        let (path, name) = (found.path(), found.file_name().to_string_lossy().to_lowercase());
         if name.starts_with('.') {
+            continue;
+        }
+        // Frames come by the million: no look at each.
+        if images && is_image(&name) {
+            count += 1;
             continue;
         }
         // A link to nothing is no video.
@@ -222,12 +344,21 @@ fn walk(
             let real = path.canonicalize().map_err(|e| io(&path, e))?;
             if !above.contains(&real) {
                 above.push(real);
-                walk(root, &path, above, files)?;
+                walk(root, &path, images, above, files)?;
                 above.pop();
             }
-        } else if meta.is_file() && name.rsplit_once('.').is_some_and(|(_, e)| ENDINGS.contains(&e)) {
-            files.insert(source_of(&path, root), path);
+        } else if !images
+            && meta.is_file()
+            && name.rsplit_once('.').is_some_and(|(_, e)| ENDINGS.contains(&e))
+        {
+            let file = File { path, size: meta.len(), is_folder: false };
+            files.insert(source_of(&file.path, root), file);
         }
+    }
+    if count > 0 {
+        let own = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let source = Some(source_of(dir, root)).filter(|s| !s.is_empty()).unwrap_or(own);
+        files.insert(source, File { path: dir.into(), size: count, is_folder: true });
     }
     Ok(())
 }
@@ -238,17 +369,9 @@ fn source_of(path: &Path, root: &Path) -> String {
     parts.collect::<PathBuf>().to_string_lossy().into_owned()
 }
 
-fn nearest(source: &str, files: &BTreeMap<String, PathBuf>) -> String {
+fn nearest(source: &str, files: &BTreeMap<String, File>) -> String {
     let best = files.keys().map(|f| (strsim::jaro_winkler(source, f), f)).max_by(|a, b| a.0.total_cmp(&b.0));
     best.filter(|(score, _)| *score > 0.7).map_or(String::new(), |(_, f)| format!(" (the nearest is {f})"))
-}
-
-fn told(problems: &[String]) -> String {
-    let shown = problems.iter().take(TOLD).cloned().collect::<Vec<_>>().join("; ");
-    match problems.len().saturating_sub(TOLD) {
-        0 => shown,
-        more => format!("{shown}; and {more} more"),
-    }
 }
 
 fn io(path: &Path, source: std::io::Error) -> Error {
@@ -276,7 +399,8 @@ mod tests {
         fn find(&self, labelled: bool, allow_unlabelled: bool) -> std::result::Result<Found, String> {
             let videos = self.0.path().join("videos");
             let labels = labelled.then(|| self.0.path().join("labels.csv"));
-            let sources = Sources { videos, labels, allow_unlabelled, split: "train".into() };
+            let split = "train".into();
+            let sources = Sources { videos, labels, allow_unlabelled, split, fold: 1, ..Sources::default() };
             sources.find().map_err(|e| {
                 assert!(e.is_usage(), "{e}");
                 e.to_string()
@@ -294,7 +418,7 @@ mod tests {
         let found = f.find(false, false).unwrap();
         // Two files called a: their endings tell them apart.
         assert_eq!(ids(&found), ["a.MKV", "a.mp4", "b.c", "b/x"]);
-        assert!(found.inputs.iter().all(|i| i.labels.is_empty() && i.split == "train" && i.bytes > 0));
+        assert!(found.inputs.iter().all(|i| i.labels.is_empty() && i.split == "train" && i.size > 0));
     }
 
     #[test]
@@ -327,7 +451,8 @@ mod tests {
     fn one_file_takes_its_own_rows() {
         let f = Folder::new(&["a.mp4", "b.mp4"], "path,label\na.mp4,x\nb.mp4,y\ngone.mp4,z\n");
         let (videos, labels) = (f.0.path().join("videos/b.mp4"), Some(f.0.path().join("labels.csv")));
-        let found = Sources { videos, labels, allow_unlabelled: false, split: "test".into() }.find().unwrap();
+        let sources = Sources { videos, labels, split: "test".into(), fold: 1, ..Sources::default() };
+        let found = sources.find().unwrap();
         assert_eq!((ids(&found), found.inputs[0].labels.as_slice()), (vec!["b"], &[1][..]));
     }
 

@@ -15,6 +15,14 @@ pub struct Cut {
     pub end: Option<f64>,
 }
 
+/// An action inside a video, seconds after its first picture.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Span {
+    pub label: i32,
+    pub start: f64,
+    pub end: f64,
+}
+
 /// One row of the labels file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LabelRow {

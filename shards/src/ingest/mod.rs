@@ -1,40 +1,49 @@
-//! Videos to a clip dataset: found, decoded in parallel, written, and resumed where it was killed.
+//! Videos, folders of images or tables of images to a clip dataset: found, decoded in parallel, written,
+//! and resumed where it was killed; by one machine, or in parts by several.
 //!
-//! The order of the clips, the borders of the files and every byte depend on the inputs and options
-//! alone, never on timing or on how often the ingest was interrupted.
+//! The order of the clips, the borders of the files and every byte depend on the inputs, the options and
+//! the number of parts alone, never on timing or on how often the ingest was interrupted; the clips and
+//! their bytes do not depend on the number of parts either.
 
+mod builder;
+mod cells;
 mod clips;
 mod colour;
 mod encode;
 mod ffi;
+mod finish;
+mod images;
 mod inputs;
 mod journal;
 mod labels;
+mod layouts;
 mod pipeline;
 mod progress;
+mod remote;
 mod scale;
+mod sink;
+mod table;
 mod video;
 
-pub use clips::NewClip;
-pub use inputs::{Found, Input, Sources};
-pub use journal::{Plan, Position};
-pub use labels::{Cut, LabelRow, Labels};
+pub use builder::NewClip;
+pub use finish::finish;
+pub use inputs::{Found, Input, Media, Sources};
+pub use journal::{Part, Plan, Position};
+pub use labels::{Cut, LabelRow, Labels, Span};
+pub use layouts::Layout;
 pub use progress::Progress;
+pub use table::TableSources;
 
 use crate::{
     Error, Result,
-    format::{
-        ClipMeta, Codec, DataFile, FORMAT, INDEX_KEY, LEDGER_KEY, MANIFEST_KEY, Manifest, ObjectRef, Totals,
-        VERSION, encode_index,
-    },
-    ledger::{Action, LedgerEntry, encode_ledger},
-    writer::DataFileWriter,
+    format::{Codec, MANIFEST_KEY, Manifest},
+    ledger::Action,
 };
-use journal::Record;
+use journal::{Claim, Done};
 use pipeline::Event;
-use std::collections::BTreeMap;
-use storage::{Location, PutOutcome, sha256_hex};
-use tokio::{runtime::Runtime, task::JoinHandle};
+use sink::Sink;
+use storage::Location;
+use tokio::runtime::Runtime;
 
 /// How videos become clips.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,54 +85,97 @@ pub struct Summary {
     pub repaired: u64,
 }
 
-/// Writes the dataset of `sources` to `out`, or finishes what an interrupted run began there. Blocks;
+/// What the ingest of a part did.
+#[derive(Clone, Debug)]
+pub enum PartDone {
+    /// The part is through; so many of its inputs had been before.
+    Done { inputs: u64, resumed: u64 },
+    /// The dataset was finished before.
+    Finished(Box<Manifest>),
+}
+
+/// Writes the dataset of `found` to `out`, or finishes what an interrupted run began there. Blocks;
 /// not to be called from async code. `jobs` is the number of decoding threads; `quiet` shows no progress.
 ///
 /// # Errors
-/// Impossible options or inputs, another dataset or ingest at `out`, no readable video at all, or the
-/// store's own. Videos that cannot be read are no error: they go into the ledger.
+/// Impossible options, another dataset or ingest at `out`, no readable input at all, or the
+/// store's own. Inputs that cannot be read are no error: they go into the ledger.
 pub fn ingest(
-    sources: &Sources,
+    runtime: &Runtime,
+    found: &Found,
     options: &Options,
     out: &Location,
     jobs: usize,
     quiet: bool,
 ) -> Result<Summary> {
-    options.check()?;
-    let found = sources.find()?;
-    let plan = Plan::new(options, &found.inputs, &found.labels);
-    let runtime = Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
-    if let Some(manifest) = runtime.block_on(finished(&plan, out))? {
-        return Ok(Summary { manifest, already: true, resumed: 0, repaired: 0 });
-    }
-    runtime.block_on(plan.claim(out))?;
-    let mut sink = Sink::resume(&runtime, out, &plan)?;
-    let start = sink.next;
-    let mut progress = Progress::new(found.inputs.len() as u64, start.input, quiet);
-    let result = pipeline::run(&found.inputs, options, start, jobs, &mut |event| {
-        match &event {
-            Event::Clip(_, clip) => progress.clip(clip.payload.bytes.len() as u64),
-            Event::Done(ledger) => progress.video(ledger.iter().any(|e| e.action == Action::Skipped)),
+    match ingest_part(runtime, found, options, Part::WHOLE, out, jobs, quiet)? {
+        PartDone::Finished(manifest) => {
+            Ok(Summary { manifest: *manifest, already: true, resumed: 0, repaired: 0 })
         }
-        sink.take(event, options.file_size)
-    });
-    progress.finish();
-    result?;
-    sink.close(Position { input: found.inputs.len() as u64, piece: 0 })?;
-    let Sink { files, clips, ledger, .. } = sink;
-    if clips.is_empty() {
-        runtime.block_on(journal::clear(out))?;
-        let first =
-            ledger.first().map_or(String::new(), |e| format!("; {}: {} ({})", e.source, e.reason, e.detail));
-        let n = found.inputs.len();
-        return Err(Error::Usage(format!(
-            "ingest {}: none of its {n} videos can be read{first}",
-            sources.videos.display()
-        )));
+        PartDone::Done { resumed, .. } => Ok(Summary { resumed, ..runtime.block_on(finish(out))? }),
     }
-    let repaired = ledger.iter().filter(|e| e.action == Action::Repaired).count() as u64;
-    let manifest = runtime.block_on(publish(out, options, &plan, found.labels, files, &clips, &ledger))?;
-    Ok(Summary { manifest, already: false, resumed: start.input, repaired })
+}
+
+/// Ingests one part of `found`; when all parts are through, [`finish`] makes them a dataset. Otherwise as
+/// [`ingest`].
+///
+/// # Errors
+/// As [`ingest`], or the destination is claimed for another number of parts.
+pub fn ingest_part(
+    runtime: &Runtime,
+    found: &Found,
+    options: &Options,
+    part: Part,
+    out: &Location,
+    jobs: usize,
+    quiet: bool,
+) -> Result<PartDone> {
+    options.check()?;
+    let plan = Plan::new(options, found);
+    if let Some(manifest) = runtime.block_on(finished(&plan, out))? {
+        return Ok(PartDone::Finished(Box::new(manifest)));
+    }
+    let claim = Claim {
+        parts: part.of(),
+        codec: options.codec,
+        quality: options.stored_quality(),
+        labels: found.labels.clone(),
+        plan,
+    };
+    runtime.block_on(claim.put(out))?;
+    let folder = format!("data/{}", &claim.plan.digest()[..16]);
+    let weights: Vec<u64> = found.inputs.iter().map(|i| i.size).collect();
+    let inputs = &found.inputs[part.range(&weights)];
+    let total = inputs.len() as u64;
+    let mut resumed = None;
+    loop {
+        if runtime.block_on(Done::get(out, part))?.is_some() {
+            return Ok(PartDone::Done { inputs: total, resumed: resumed.unwrap_or(total) });
+        }
+        let mut sink = Sink::resume(runtime, out, part, &folder, &found.ledger)?;
+        let start = sink.next;
+        let resumed = *resumed.get_or_insert(start.input);
+        let mut progress = Progress::new(total, start.input, quiet);
+        let result = pipeline::run(inputs, options, start, jobs, &mut |event| {
+            match &event {
+                Event::Clip(_, clip) => progress.clip(clip.payload.bytes.len() as u64),
+                Event::Done(ledger) => progress.video(ledger.iter().any(|e| e.action == Action::Skipped)),
+                Event::Failed(_) => {}
+            }
+            sink.take(event, options.file_size)
+        });
+        progress.finish();
+        if !sink.overtaken {
+            result?;
+        }
+        if sink.close(Position { input: total, piece: 0 })? {
+            // Another machine may have done this part too, and all of it have been finished meanwhile.
+            return Ok(match runtime.block_on(finished(&claim.plan, out))? {
+                Some(manifest) => PartDone::Finished(Box::new(manifest)),
+                None => PartDone::Done { inputs: total, resumed },
+            });
+        }
+    }
 }
 
 impl Options {
@@ -182,156 +234,5 @@ async fn finished(plan: &Plan, out: &Location) -> Result<Option<Manifest>> {
             out.url(),
             theirs.map_or("made otherwise".into(), |t| plan.difference(&t)),
         ))),
-    }
-}
-
-/// Writes index and ledger, then the manifest, then removes the journal.
-async fn publish(
-    out: &Location,
-    options: &Options,
-    plan: &Plan,
-    labels: Vec<String>,
-    files: Vec<DataFile>,
-    clips: &[ClipMeta],
-    ledger: &[LedgerEntry],
-) -> Result<Manifest> {
-    let failed = |why| Error::Stopped(format!("write the dataset {}: {why}", out.url()));
-    let mut splits = BTreeMap::new();
-    clips.iter().for_each(|c| *splits.entry(c.split.to_string()).or_default() += 1);
-    let manifest = Manifest {
-        format: FORMAT.into(),
-        version: VERSION,
-        codec: options.codec,
-        quality: options.stored_quality(),
-        totals: Totals {
-            clips: clips.len() as u64,
-            frames: clips.iter().map(|c| u64::from(c.num_frames)).sum(),
-            bytes: files.iter().map(|f| f.bytes).sum(),
-            skipped: ledger.iter().filter(|e| e.action == Action::Skipped).count() as u64,
-        },
-        labels,
-        splits,
-        files,
-        index: put(out, INDEX_KEY, encode_index(clips).map_err(failed)?).await?,
-        ledger: put(out, LEDGER_KEY, encode_ledger(ledger).map_err(failed)?).await?,
-        ingest: serde_json::to_value(plan).map_err(|e| failed(e.to_string()))?,
-    };
-    manifest.check_clips(clips).map_err(failed)?;
-    let bytes = manifest.to_bytes()?;
-    if out.put_if_absent(MANIFEST_KEY, bytes.clone()).await? == PutOutcome::Exists
-        && out.get(MANIFEST_KEY).await? != bytes
-    {
-        return Err(Error::Usage(format!(
-            "ingest into {}: another ingest has finished a dataset there meanwhile; choose another place",
-            out.url()
-        )));
-    }
-    journal::clear(out).await?;
-    Ok(manifest)
-}
-
-async fn put(out: &Location, key: &str, bytes: Vec<u8>) -> Result<ObjectRef> {
-    let object = ObjectRef { key: key.into(), bytes: bytes.len() as u64, sha256: sha256_hex(&bytes) };
-    out.put(key, bytes).await?;
-    Ok(object)
-}
-
-/// Gathers clips into files; one file is uploaded while the next is filled.
-struct Sink<'a> {
-    runtime: &'a Runtime,
-    out: &'a Location,
-    /// Folder of the data files.
-    folder: String,
-    writer: DataFileWriter,
-    uploading: Option<JoinHandle<Result<Record>>>,
-    files: Vec<DataFile>,
-    clips: Vec<ClipMeta>,
-    ledger: Vec<LedgerEntry>,
-    /// Ledger entries that no record holds yet.
-    fresh: Vec<LedgerEntry>,
-    /// Files begun, those being uploaded too.
-    begun: usize,
-    next: Position,
-}
-
-impl<'a> Sink<'a> {
-    fn resume(runtime: &'a Runtime, out: &'a Location, plan: &Plan) -> Result<Self> {
-        let mut sink = Self {
-            runtime,
-            out,
-            folder: format!("data/{}", &plan.digest()[..16]),
-            writer: DataFileWriter::new()?,
-            uploading: None,
-            files: vec![],
-            clips: vec![],
-            ledger: vec![],
-            fresh: vec![],
-            begun: 0,
-            next: Position::default(),
-        };
-        while let Some(record) = runtime.block_on(Record::get(out, sink.begun))? {
-            sink.begun += 1;
-            sink.count(record);
-        }
-        Ok(sink)
-    }
-
-    fn take(&mut self, event: Event, file_size: u64) -> Result<()> {
-        match event {
-            Event::Done(ledger) => self.fresh.extend(ledger),
-            Event::Clip(input, clip) => {
-                let size = self.writer.size_with(clip.payload.bytes.len() as u64);
-                if !self.writer.is_empty() && size > file_size {
-                    self.end_file(Position { input, piece: clip.piece })?;
-                }
-                let file = self.begun as u32;
-                self.writer.push(ClipMeta { file, ..clip.meta }, clip.payload)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the last file and waits for all uploads.
-    fn close(&mut self, end: Position) -> Result<()> {
-        if !self.writer.is_empty() {
-            self.end_file(end)?;
-        }
-        self.settle()?;
-        self.ledger.append(&mut self.fresh);
-        Ok(())
-    }
-
-    /// Sends the file off; clip `next` is the first of the one after.
-    fn end_file(&mut self, next: Position) -> Result<()> {
-        // Records must appear in order, and memory holds two files at most.
-        self.settle()?;
-        let file = std::mem::replace(&mut self.writer, DataFileWriter::new()?).finish()?;
-        let ledger = std::mem::take(&mut self.fresh);
-        let (n, out) = (self.begun, self.out.clone());
-        let key = format!("{}/{n:05}.parquet", self.folder);
-        self.uploading = Some(self.runtime.spawn(async move {
-            let stored = file.store(&out, &key).await?;
-            let record = Record { file: stored, clips: file.rows, ledger, next };
-            record.put(&out, n).await?;
-            Ok(record)
-        }));
-        self.begun += 1;
-        Ok(())
-    }
-
-    fn settle(&mut self) -> Result<()> {
-        if let Some(task) = self.uploading.take() {
-            let ended = |e| Error::Stopped(format!("write a data file: its task ended early ({e})"));
-            let record = self.runtime.block_on(task).map_err(ended)??;
-            self.count(record);
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, record: Record) {
-        self.files.push(record.file);
-        self.clips.extend(record.clips);
-        self.ledger.extend(record.ledger);
-        self.next = record.next;
     }
 }

@@ -1,13 +1,12 @@
-//! Videos decoded in parallel, their clips handed on in the order of the inputs.
+//! Inputs decoded in parallel, their clips handed on in the order of the inputs.
 //!
 //! Each worker takes the next input and opens a short queue for its clips; the queues stand in line in
-//! the order of the inputs. Both are bounded, so however uneven the videos are, only a few clips a
+//! the order of the inputs. Both are bounded, so however uneven the inputs are, only a few clips a
 //! worker are ever held, and the first in line can always go on.
 
 use super::{
-    Input, Options,
-    clips::{NewClip, ingest_video},
-    journal::Position,
+    Input, Media, NewClip, Options, clips::ingest_video, images::ingest_folder, journal::Position,
+    table::ingest_group,
 };
 use crate::{Error, Result, ledger::LedgerEntry};
 use std::sync::{
@@ -15,7 +14,7 @@ use std::sync::{
     mpsc::{Receiver, SyncSender, sync_channel},
 };
 
-/// Finished clips that one video may have waiting.
+/// Finished clips that one input may have waiting.
 const CLIPS_WAITING: usize = 1;
 
 /// What comes out, in order.
@@ -25,6 +24,8 @@ pub enum Event {
     Clip(u64, Box<NewClip>),
     /// The next input is through; what the ledger says of it.
     Done(Vec<LedgerEntry>),
+    /// The next input cannot be read now, for no fault of its own.
+    Failed(Error),
 }
 
 /// An input's place, and the clips that come of it.
@@ -86,11 +87,18 @@ fn work(inputs: &[Input], options: &Options, start: Position, door: &Mutex<(u64,
         };
         let first = if place == start.input { start.piece } else { 0 };
         let mut wanted = true;
-        let ledger = ingest_video(&inputs[place as usize], options, first, &mut |clip| {
+        let input = &inputs[place as usize];
+        let emit = &mut |clip| {
             wanted = queue.send(Event::Clip(place, Box::new(clip))).is_ok();
             wanted
-        });
-        if !wanted || queue.send(Event::Done(ledger)).is_err() {
+        };
+        let ledger = match &input.media {
+            Media::Video => Ok(ingest_video(input, options, first, emit)),
+            Media::Images { fps } => Ok(ingest_folder(input, options, *fps, first, emit)),
+            Media::Rows(group) => ingest_group(group, options, first, emit),
+        };
+        let last = ledger.map_or_else(Event::Failed, Event::Done);
+        if !wanted || queue.send(last).is_err() {
             return;
         }
     }

@@ -10,7 +10,7 @@ use ffmpeg_next::{
 };
 
 /// Longest side that a stored frame may have, in pixels.
-const MAX_SIDE: u32 = 16_384;
+pub const MAX_SIDE: u32 = 16_384;
 
 /// Size of a clip's frames, before and after they are turned upright.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

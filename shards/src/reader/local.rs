@@ -1,7 +1,7 @@
 //! Datasets in a local folder are read where they are decoded: the bytes stay in that core's cache.
 
-use super::{Reader, Runs, byte_range, check, fetch_bytes, spans};
-use crate::format::{ClipIndex, ClipMeta};
+use super::{Reader, Runs, check, fetch_bytes, runs_of, spans};
+use crate::format::{Clip, ClipIndex};
 use crate::{Error, Result};
 use bytes::Bytes;
 use std::fs::File;
@@ -28,7 +28,7 @@ impl Reader {
         let path = self.dataset.location.local_file(self.dataset.file_key(clip)).unwrap_or_default();
         let get = |span: Range<u32>| ready(self.read(clip, &path, span));
         let mut runs = Vec::new();
-        for span in spans(frames) {
+        for span in spans(runs_of(frames)) {
             runs.append(&mut futures::executor::block_on(self.verified(clip, span, get))?);
         }
         Ok(Runs(runs))
@@ -43,12 +43,12 @@ impl Reader {
         self.needed.fetch_add(fetch_bytes(clip, frames), Relaxed);
         let path = self.dataset.location.local_file(self.dataset.file_key(clip)).unwrap_or_default();
         let mut rest = out;
-        for span in spans(frames) {
-            let range = byte_range(clip, &span);
+        for span in spans(runs_of(frames)) {
+            let range = clip.run_bytes(span.clone());
             let part = rest.split_off_mut(..(range.end - range.start) as usize).unwrap_or_default();
             self.read_runs(clip, &path, &span, part)?;
             for run in span {
-                let at = byte_range(clip, &(run..run + 1));
+                let at = clip.run_bytes(run..run + 1);
                 let bytes = &mut part[(at.start - range.start) as usize..(at.end - range.start) as usize];
                 if let Err(first) = check(clip, run, bytes) {
                     self.refetches.fetch_add(1, Relaxed);
@@ -66,9 +66,9 @@ impl Reader {
         Ok(())
     }
 
-    fn read_runs(&self, clip: &ClipMeta, path: &Path, span: &Range<u32>, out: &mut [u8]) -> Result<()> {
+    fn read_runs(&self, clip: Clip<'_>, path: &Path, span: &Range<u32>, out: &mut [u8]) -> Result<()> {
         self.read_here.fetch_add(1, Relaxed);
-        let offset = clip.offset + byte_range(clip, span).start;
+        let offset = clip.offset + clip.run_bytes(span.clone()).start;
         let result = File::open(path).and_then(|file| match file.read_exact_at(out, offset) {
             Err(e) if e.kind() == ErrorKind::UnexpectedEof => Ok(Some(file.metadata()?.len())),
             other => other.map(|()| None),
@@ -83,15 +83,15 @@ impl Reader {
         }
     }
 
-    fn unreadable(&self, clip: &ClipMeta, path: &Path, run: u32, source: std::io::Error) -> Error {
+    fn unreadable(&self, clip: Clip<'_>, path: &Path, run: u32, source: std::io::Error) -> Error {
         match source.kind() {
             ErrorKind::NotFound => self.missing(clip, run),
             _ => Error::Io { path: path.display().to_string(), source },
         }
     }
 
-    fn read(&self, clip: &ClipMeta, path: &Path, span: Range<u32>) -> Result<Bytes> {
-        let range = byte_range(clip, &span);
+    fn read(&self, clip: Clip<'_>, path: &Path, span: Range<u32>) -> Result<Bytes> {
+        let range = clip.run_bytes(span.clone());
         let wanted = range.end - range.start;
         self.read_here.fetch_add(1, Relaxed);
         let (bytes, size) = read_file(path, clip.offset + range.start, wanted)

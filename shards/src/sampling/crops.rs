@@ -3,7 +3,7 @@
 //! Short-side crops follow PySlowFast's `datasets/transform.py` (`random_short_side_scale_jitter`,
 //! `uniform_crop`); the resized crop follows torchvision's `RandomResizedCrop`.
 
-use crate::format::ClipMeta;
+use crate::format::Clip;
 use crate::random::Keyed;
 
 /// A part of the stored frame, in its pixels.
@@ -16,7 +16,7 @@ pub struct CropBox {
 }
 
 /// A crop anywhere in the frame whose short side was resized to a size drawn from min..=max.
-pub(super) fn short_side_crop(clip: &ClipMeta, side: u32, min: u32, max: u32, random: &mut Keyed) -> CropBox {
+pub(super) fn short_side_crop(clip: Clip<'_>, side: u32, min: u32, max: u32, random: &mut Keyed) -> CropBox {
     let short = min + random.below(u64::from(max - min) + 1) as u32;
     let ((rw, rh), scale) = resized(clip, short);
     let x = random.below((rw - u64::from(side)) + 1);
@@ -25,7 +25,7 @@ pub(super) fn short_side_crop(clip: &ClipMeta, side: u32, min: u32, max: u32, ra
 }
 
 /// The crop at the part `along` of the long side (0: left or top), centred on the short one.
-pub(super) fn eval_crop(clip: &ClipMeta, short: u32, side: u32, along: f64) -> CropBox {
+pub(super) fn eval_crop(clip: Clip<'_>, short: u32, side: u32, along: f64) -> CropBox {
     let ((rw, rh), scale) = resized(clip, short);
     let (room_x, room_y) = (rw - u64::from(side), rh - u64::from(side));
     let place = |room: u64, part: f64| (room as f64 * part).ceil() as u64;
@@ -37,7 +37,7 @@ pub(super) fn eval_crop(clip: &ClipMeta, short: u32, side: u32, along: f64) -> C
 }
 
 /// torchvision's `RandomResizedCrop.get_params`: ten tries, then the largest centred box.
-pub(super) fn resized_crop(clip: &ClipMeta, area: [f64; 2], aspect: [f64; 2], random: &mut Keyed) -> CropBox {
+pub(super) fn resized_crop(clip: Clip<'_>, area: [f64; 2], aspect: [f64; 2], random: &mut Keyed) -> CropBox {
     let (w, h) = (f64::from(clip.width), f64::from(clip.height));
     for _ in 0..10 {
         let target = w * h * random.between(area[0], area[1]);
@@ -58,14 +58,14 @@ pub(super) fn resized_crop(clip: &ClipMeta, area: [f64; 2], aspect: [f64; 2], ra
 }
 
 /// The frame's size with its short side resized to `short`, and source pixels per resized pixel.
-fn resized(clip: &ClipMeta, short: u32) -> ((u64, u64), (f64, f64)) {
+fn resized(clip: Clip<'_>, short: u32) -> ((u64, u64), (f64, f64)) {
     let (w, h, short) = (u64::from(clip.width), u64::from(clip.height), u64::from(short));
     let (rw, rh) = if w <= h { (short, h * short / w) } else { (w * short / h, short) };
     ((rw, rh), (w as f64 / rw as f64, h as f64 / rh as f64))
 }
 
 /// A crop of `side` resized pixels at (x, y) as a box of the stored frame, safe against rounding.
-fn in_source(clip: &ClipMeta, (x, y): (u64, u64), side: u32, scale: (f64, f64)) -> CropBox {
+fn in_source(clip: Clip<'_>, (x, y): (u64, u64), side: u32, scale: (f64, f64)) -> CropBox {
     let (w, h) = (f64::from(clip.width), f64::from(clip.height));
     let (left, top) = ((x as f64 * scale.0).min(w), (y as f64 * scale.1).min(h));
     let width = within(left, f64::from(side) * scale.0, w);

@@ -4,16 +4,18 @@
 //! ```text
 //! windows.rs   frames: where a window lies in time
 //! crops.rs     boxes: what part of the frame is shown
+//! shape.rs     both in the smaller shapes of multigrid training
 //! ```
 
 mod crops;
+mod shape;
 mod windows;
 
 pub use crops::CropBox;
 pub use windows::{ClipSpec, TestSampling};
 
 use crate::augment::{Augment, Erase, Op};
-use crate::format::ClipMeta;
+use crate::format::Clip;
 use crate::random::Keyed;
 use crate::{Error, Result};
 use crops::{eval_crop, resized_crop, short_side_crop};
@@ -154,7 +156,7 @@ impl View {
     /// View number `view` of a clip at a place of an epoch. For training it is the number of the repeat,
     /// and all is drawn from (seed, epoch, position, view); for evaluation the number alone
     /// decides: window `view / crops`, crop `view % crops`.
-    pub fn draw(&self, spec: &ClipSpec, clip: &ClipMeta, epoch: u64, position: u64, view: u32) -> Draw {
+    pub fn draw(&self, spec: &ClipSpec, clip: Clip<'_>, epoch: u64, position: u64, view: u32) -> Draw {
         match *self {
             View::Train { crop: side, scale, flip, seed, ref augment, .. } => {
                 let key = [seed, epoch, position, u64::from(view)];

@@ -30,14 +30,14 @@ proptest! {
         let view = train(32, scale, 0.5, seed);
         view.check().unwrap();
         spec.check().unwrap();
-        let draw = view.draw(&spec, &clip, 3, position, 0);
+        let draw = view.draw(&spec, clip.view(), 3, position, 0);
         prop_assert_eq!(draw.frames.len(), frames as usize);
         prop_assert!(draw.frames.iter().all(|&f| f < n));
         prop_assert!(draw.frames.is_sorted());
         let c = draw.cut.crop;
         prop_assert!(c.left >= 0.0 && c.top >= 0.0 && c.width > 0.0 && c.height > 0.0);
         prop_assert!(c.left + c.width <= f64::from(w) && c.top + c.height <= f64::from(h), "{:?}", c);
-        prop_assert_eq!(&draw, &view.draw(&spec, &clip, 3, position, 0));
+        prop_assert_eq!(&draw, &view.draw(&spec, clip.view(), 3, position, 0));
     }
 
     #[test]
@@ -50,7 +50,7 @@ proptest! {
         let view = View::Eval { short_side: 40, crop: 32, clips, crops, sampling };
         let spec = ClipSpec { fps: target, frames, ..SPEC };
         for v in 0..view.count() {
-            let draw = view.draw(&spec, &clip, 0, 0, v);
+            let draw = view.draw(&spec, clip.view(), 0, 0, v);
             prop_assert_eq!(draw.frames.len(), frames as usize);
             let c = draw.cut.crop;
             prop_assert!(draw.frames.iter().all(|&f| f < n) && !draw.cut.flip);
@@ -64,13 +64,13 @@ proptest! {
 fn frame_indices_are_those_of_pyslowfast() {
     // np.clip(np.linspace(s, s + 15, 8), 0, n - 1).astype(int), s = (100 - 16) * at
     let clip = clip_meta(100, 64, 64, 30.0);
-    assert_eq!(SPEC.frame_indices(&clip, 0.0), [0, 2, 4, 6, 8, 10, 12, 15]);
-    assert_eq!(SPEC.frame_indices(&clip, 1.0), [84, 86, 88, 90, 92, 94, 96, 99]);
+    assert_eq!(SPEC.frame_indices(clip.view(), 0.0), [0, 2, 4, 6, 8, 10, 12, 15]);
+    assert_eq!(SPEC.frame_indices(clip.view(), 1.0), [84, 86, 88, 90, 92, 94, 96, 99]);
     let half_rate = ClipSpec { fps: Some(15.0), ..SPEC };
-    assert_eq!(half_rate.frame_indices(&clip, 0.0), [0, 4, 8, 13, 17, 22, 26, 31]);
-    assert_eq!(SPEC.frame_indices(&clip_meta(3, 64, 64, 30.0), 0.7), [0, 2, 2, 2, 2, 2, 2, 2]);
+    assert_eq!(half_rate.frame_indices(clip.view(), 0.0), [0, 4, 8, 13, 17, 22, 26, 31]);
+    assert_eq!(SPEC.frame_indices(clip_meta(3, 64, 64, 30.0).view(), 0.7), [0, 2, 2, 2, 2, 2, 2, 2]);
     let one = ClipSpec { single_frame: true, ..SPEC };
-    assert_eq!(one.frame_indices(&clip, 0.5), [42; 8]);
+    assert_eq!(one.frame_indices(clip.view(), 0.5), [42; 8]);
 }
 
 /// The clip of `n` frames at `fps`, and a window of `frames` at `rate` for `target` frames a second.
@@ -82,7 +82,7 @@ fn windows(
 ) -> Vec<Vec<u32>> {
     let spec = ClipSpec { frames, sampling_rate, fps: target, single_frame: false };
     let clip = clip_meta(n, 64, 64, fps);
-    (0..windows).map(|i| spec.test_indices(&clip, sampling, i, windows)).collect()
+    (0..windows).map(|i| spec.test_indices(clip.view(), sampling, i, windows)).collect()
 }
 
 #[test]
@@ -138,7 +138,7 @@ fn test_windows_are_those_of_mmaction2() {
     assert_eq!(at((40, 30.0), (8, 8, thirty), 2), [[0, 9, 18, 27, 36, 5, 14, 23]; 2]);
     assert_eq!(at((250, 25.0), (1, 1, thirty), 2), [[62], [187]]);
     let one = ClipSpec { single_frame: true, ..SPEC };
-    assert_eq!(one.test_indices(&clip_meta(100, 64, 64, 30.0), TestSampling::MmAction2, 1, 2), [85; 8]);
+    assert_eq!(one.test_indices(clip_meta(100, 64, 64, 30.0).view(), TestSampling::MmAction2, 1, 2), [85; 8]);
 }
 
 #[test]
@@ -156,7 +156,7 @@ fn evaluation_crops_are_those_of_uniform_crop() {
         let clip = clip_meta(100, w, h, 30.0);
         let scale = (f64::from(w) / f64::from(resized.0), f64::from(h) / f64::from(resized.1));
         for (v, (x, y)) in corners.into_iter().enumerate() {
-            let c = eval(short, size, 1, 3).draw(&SPEC, &clip, 0, 0, v as u32).cut.crop;
+            let c = eval(short, size, 1, 3).draw(&SPEC, clip.view(), 0, 0, v as u32).cut.crop;
             let expected = [f64::from(x) * scale.0, f64::from(y) * scale.1, f64::from(size) * scale.0];
             for (found, expected) in [c.left, c.top, c.width].into_iter().zip(expected) {
                 assert!((found - expected).abs() < 1e-9, "{w}x{h}, crop {v}: {c:?}");
@@ -165,22 +165,26 @@ fn evaluation_crops_are_those_of_uniform_crop() {
     }
     let clip = clip_meta(100, 340, 256, 30.0);
     let view = eval(256, 256, 2, 3);
-    let starts: Vec<u32> = (0..6).map(|v| view.draw(&SPEC, &clip, 0, 0, v).frames[0]).collect();
+    let starts: Vec<u32> = (0..6).map(|v| view.draw(&SPEC, clip.view(), 0, 0, v).frames[0]).collect();
     assert_eq!(starts, [0, 0, 0, 42, 42, 42], "crops share their window");
-    assert_eq!(eval(256, 256, 1, 1).draw(&SPEC, &clip, 0, 0, 0).cut.crop.left, 42.0, "one alone is central");
+    assert_eq!(
+        eval(256, 256, 1, 1).draw(&SPEC, clip.view(), 0, 0, 0).cut.crop.left,
+        42.0,
+        "one alone is central"
+    );
 }
 
 #[test]
 fn flips_come_at_their_rate_and_starts_spread() {
     let clip = clip_meta(100, 64, 64, 30.0);
     let view = train(32, Scale::ShortSide { min: 32, max: 40 }, 0.3, 1);
-    let draws: Vec<Draw> = (0..2000).map(|p| view.draw(&SPEC, &clip, 0, p, 0)).collect();
+    let draws: Vec<Draw> = (0..2000).map(|p| view.draw(&SPEC, clip.view(), 0, p, 0)).collect();
     let flips = draws.iter().filter(|d| d.cut.flip).count();
     assert!((520..680).contains(&flips), "{flips}");
     let starts: std::collections::HashSet<u32> = draws.iter().map(|d| d.frames[0]).collect();
     assert_eq!(starts.len(), 84, "every start of 0..84");
-    assert_ne!(draws[0], view.draw(&SPEC, &clip, 1, 0, 0), "another epoch");
-    let again: Vec<Draw> = (0..2000).map(|p| view.draw(&SPEC, &clip, 0, p, 1)).collect();
+    assert_ne!(draws[0], view.draw(&SPEC, clip.view(), 1, 0, 0), "another epoch");
+    let again: Vec<Draw> = (0..2000).map(|p| view.draw(&SPEC, clip.view(), 0, p, 1)).collect();
     let same = draws.iter().zip(&again).filter(|(a, b)| a.frames == b.frames).count();
     assert!(same < 100, "a repeat has its own window: {same} of 2000 are the first's");
 }
@@ -196,7 +200,7 @@ fn the_draws_of_a_key_never_change() {
         (1235, 0, [16, 18, 20, 22, 25, 27, 29, 31], (143, 126.3157894736842, 3.3566433566433567), true),
         (1234, 1, [32, 34, 37, 39, 41, 43, 45, 47], (144, 81.66666666666667, 45.0), false),
     ] {
-        let draw = view.draw(&SPEC, &clip, 2, position, repeat);
+        let draw = view.draw(&SPEC, clip.view(), 2, position, repeat);
         assert_eq!(draw.frames, frames);
         let (c, height) = (draw.cut.crop, 112.0 * 240.0 / f64::from(short));
         assert!((c.left - left).abs() + (c.top - top).abs() + (c.height - height).abs() < 1e-9, "{c:?}");
@@ -215,4 +219,29 @@ fn impossible_numbers_are_refused_in_words() {
     assert!(eval.check().unwrap_err().to_string().contains("0x1"));
     assert!(ClipSpec { frames: 0, ..SPEC }.check().is_err());
     assert!(ClipSpec { fps: Some(f64::INFINITY), ..SPEC }.check().is_err());
+}
+
+#[test]
+fn multigrid_shapes_as_pyslowfast_has_them() {
+    use crate::plan::Shape;
+    let full = ClipSpec { frames: 32, sampling_rate: 2, fps: None, single_frame: false };
+    let view = View::Train {
+        crop: 224,
+        scale: Scale::ShortSide { min: 256, max: 320 },
+        flip: 0.5,
+        seed: 3,
+        repeats: 1,
+        augment: crate::augment::Augment::NONE,
+    };
+    let shape = |frames, side| Shape { batch: 8, frames, side };
+    // int(round(256 * crop / 224)); the largest short side stays.
+    for (side, min) in [(158, 181), (112, 128), (224, 256)] {
+        let View::Train { crop, scale, .. } = view.shaped(shape(8, side)) else { unreachable!() };
+        assert_eq!((crop, scale), (side, Scale::ShortSide { min, max: 320 }));
+    }
+    // randint(2, 2 * (32 // 8)): every rate comes, and none other.
+    let rates: std::collections::BTreeSet<u32> =
+        (0..500).map(|position| view.window(&full, shape(8, 158), 0, position, 0).sampling_rate).collect();
+    assert_eq!(rates.into_iter().collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7, 8]);
+    assert_eq!(view.window(&full, shape(32, 112), 0, 0, 0), full);
 }

@@ -5,7 +5,7 @@
 
 use super::usage;
 use crate::Result;
-use crate::format::ClipMeta;
+use crate::format::Clip;
 
 /// The temporal window of a view.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -52,14 +52,14 @@ impl ClipSpec {
     }
 
     /// Stored frames that the window covers.
-    pub fn span(&self, clip: &ClipMeta) -> f64 {
+    pub fn span(&self, clip: Clip<'_>) -> f64 {
         let ratio = self.fps.map_or(1.0, |target| clip.fps / target);
         f64::from(self.sampling_rate) * f64::from(self.frames) * ratio
     }
 
     /// Stored frame of each shown frame; `at` in [0, 1] is where the window starts between the
     /// first and the last possible start. Beyond its end the clip's last frame is repeated.
-    pub fn frame_indices(&self, clip: &ClipMeta, at: f64) -> Vec<u32> {
+    pub fn frame_indices(&self, clip: Clip<'_>, at: f64) -> Vec<u32> {
         let last = clip.num_frames.saturating_sub(1) as f32;
         let span = self.span(clip);
         let start = (f64::from(clip.num_frames) - span).max(0.0) * at;
@@ -68,7 +68,7 @@ impl ClipSpec {
     }
 
     /// Stored frame of each frame that window `i` of `n` shows in an evaluation.
-    pub fn test_indices(&self, clip: &ClipMeta, sampling: TestSampling, i: u32, n: u32) -> Vec<u32> {
+    pub fn test_indices(&self, clip: Clip<'_>, sampling: TestSampling, i: u32, n: u32) -> Vec<u32> {
         match sampling {
             // PySlowFast would put one window alone at the start, or with USE_OFFSET_SAMPLING in the middle.
             TestSampling::PySlowFast if n <= 1 => self.frame_indices(clip, 0.5),
@@ -78,7 +78,7 @@ impl ClipSpec {
     }
 
     /// `SampleFrames.transform` in test mode; `fps` is its `target_fps`.
-    fn looped_indices(&self, clip: &ClipMeta, i: f64, n: f64) -> Vec<u32> {
+    fn looped_indices(&self, clip: Clip<'_>, i: f64, n: f64) -> Vec<u32> {
         let (count, rate) = (f64::from(clip.num_frames.max(1)), f64::from(self.sampling_rate));
         let covered = match self.fps {
             Some(_) => self.span(clip).max(1.0),

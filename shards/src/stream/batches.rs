@@ -2,17 +2,18 @@
 
 use super::{EvalPass, TrainPass, View};
 use crate::format::{ClipIndex, Dataset};
-use crate::plan::{Sample, sequential};
+use crate::plan::{Sample, Shape, sequential};
 use crate::reader::fetch_bytes;
 use crate::sampling::{ClipSpec, Cut};
 use crate::{Error, Result};
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// One window of one clip and all its cuts.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Item {
-    pub(super) clip: ClipIndex,
+pub(crate) struct Item {
+    pub(crate) clip: ClipIndex,
     /// Place inside the split.
     pub(super) place: u32,
     pub(super) position: u64,
@@ -21,16 +22,16 @@ pub(super) struct Item {
     /// Label ids; none: unlabelled.
     pub(super) labels: Vec<i32>,
     /// Stored frames.
-    pub(super) frames: Vec<u32>,
-    pub(super) cuts: Vec<Cut>,
+    pub(crate) frames: Vec<u32>,
+    pub(crate) cuts: Vec<Cut>,
 }
 
 /// One batch to come.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct BatchPlan {
-    pub(super) epoch: u64,
+pub(crate) struct BatchPlan {
+    pub(crate) epoch: u64,
     pub(super) step: u64,
-    pub(super) items: Vec<Item>,
+    pub(crate) items: Vec<Item>,
     pub(super) shape: [usize; 5],
     /// Bytes of stored runs that it needs.
     pub(super) fetch_bytes: u64,
@@ -39,7 +40,7 @@ pub(super) struct BatchPlan {
 
 /// All batches of a pass, in order.
 #[derive(Debug)]
-pub(super) struct Batches {
+pub(crate) struct Batches {
     dataset: Arc<Dataset>,
     clips: Vec<ClipIndex>,
     clip: ClipSpec,
@@ -58,7 +59,7 @@ enum Order {
 }
 
 impl Batches {
-    pub(super) fn train(dataset: &Arc<Dataset>, pass: TrainPass) -> Result<Self> {
+    pub(crate) fn train(dataset: &Arc<Dataset>, pass: TrainPass) -> Result<Self> {
         if matches!(pass.view, View::Eval { .. }) {
             return Err(Error::Usage("stream training clips: the view is one for evaluation".into()));
         }
@@ -74,14 +75,21 @@ impl Batches {
         }
         plan.lanes_of_rank(pass.rank, pass.world)?;
         let (epoch, step) = pass.start;
-        let per_epoch = plan.steps_per_epoch();
-        let first = epoch.checked_mul(per_epoch).and_then(|n| n.checked_add(step));
+        let per_epoch = plan.steps_per_epoch(epoch);
+        let first = plan.first_step(epoch).checked_add(step);
         let Some(first) = first.filter(|_| step <= per_epoch) else {
             return Err(Error::Usage(format!(
-                "start at step {step} of epoch {epoch}: an epoch has {per_epoch} steps"
+                "start at step {step} of epoch {epoch}: this epoch has {per_epoch} steps"
             )));
         };
-        let largest = u64::from(plan.spec().global_batch) * u64::from(pass.view.count());
+        let shapes: Vec<Shape> = plan.spec().stages.iter().flat_map(|s| s.cycle.clone()).collect();
+        for shape in &shapes {
+            pass.view.shaped(*shape).check()?;
+            pass.view.window(&pass.clip, *shape, 0, 0, 0).check()?;
+        }
+        let batch = shapes.iter().map(|s| s.batch).max().unwrap_or(1);
+        let batch = u64::from(batch) * u64::from(plan.spec().global_batch);
+        let largest = batch.saturating_mul(pass.view.count().into());
         let order = Order::Train { plan, rank: pass.rank, world: pass.world };
         Self::checked(dataset, pass.clips, pass.clip, pass.view, order, first..pass.end.max(first), largest)
     }
@@ -134,25 +142,32 @@ impl Batches {
     }
 
     fn batch(&self, number: u64) -> Result<BatchPlan> {
-        let (epoch, step, items, global) = match &self.order {
+        let (epoch, step, items, global, shape) = match &self.order {
             Order::Train { plan, rank, world } => {
-                let (epoch, step) = (number / plan.steps_per_epoch(), number % plan.steps_per_epoch());
+                let (epoch, step) = plan.place(number);
                 let samples = plan.local(epoch, step, *rank, *world)?;
-                let repeats = self.view.count();
+                let shape = plan.shape(epoch, step);
+                let view = shape.map_or(Cow::Borrowed(&self.view), |s| Cow::Owned(self.view.shaped(s)));
+                let repeats = view.count();
                 let shown = samples.into_iter().flat_map(|s| (0..repeats).map(move |r| (s, r)));
-                let items = shown.map(|(s, r)| self.item(epoch, s, r..r + 1)).collect();
-                (epoch, step, items, Some(plan.global_clips(step) as usize * repeats as usize))
+                let item = |(s, r): (Sample, u32)| {
+                    let window =
+                        shape.map_or(self.clip, |shape| view.window(&self.clip, shape, epoch, s.position, r));
+                    self.item(&view, &window, epoch, s, r..r + 1)
+                };
+                let items: Vec<Item> = shown.map(item).collect();
+                (epoch, step, items, Some(plan.global_clips(epoch, step) as usize * repeats as usize), shape)
             }
-            Order::Eval { part, windows } => (0, number, self.eval_items(part, *windows, number), None),
+            Order::Eval { part, windows } => (0, number, self.eval_items(part, *windows, number), None, None),
         };
-        let items: Vec<Item> = items;
         let views = items.iter().map(|i| i.cuts.len()).sum();
-        let (width, height) = self.view.size();
+        let (frames, (width, height)) = shape
+            .map_or((self.clip.frames, self.view.size()), |shape| (shape.frames, (shape.side, shape.side)));
         let fetch = |i: &Item| fetch_bytes(self.dataset.clip(i.clip), &i.frames);
         Ok(BatchPlan {
             epoch,
             step,
-            shape: [views, self.clip.frames as usize, height as usize, width as usize, 3],
+            shape: [views, frames as usize, height as usize, width as usize, 3],
             fetch_bytes: items.iter().map(fetch).sum(),
             global_clips: global.unwrap_or(views),
             items,
@@ -166,20 +181,26 @@ impl Batches {
         let item = |window: u64| {
             let place = part.start + window / windows;
             let first = (window % windows) as u32 * crops;
-            self.item(0, Sample { clip: place as u32, position: place }, first..first + crops)
+            self.item(
+                &self.view,
+                &self.clip,
+                0,
+                Sample { clip: place as u32, position: place },
+                first..first + crops,
+            )
         };
         (number * a_batch..((number + 1) * a_batch).min(end)).map(item).collect()
     }
 
     /// Views of one window: they share their frames.
-    fn item(&self, epoch: u64, sample: Sample, views: Range<u32>) -> Item {
+    fn item(&self, view: &View, window: &ClipSpec, epoch: u64, sample: Sample, views: Range<u32>) -> Item {
         let clip = self.clips[sample.clip as usize];
         let meta = self.dataset.clip(clip);
         let first_view = views.start;
         let mut frames = Vec::new();
         let cuts = views
-            .map(|view| {
-                let draw = self.view.draw(&self.clip, meta, epoch, sample.position, view);
+            .map(|number| {
+                let draw = view.draw(window, meta, epoch, sample.position, number);
                 frames = draw.frames;
                 draw.cut
             })
@@ -189,11 +210,7 @@ impl Batches {
             place: sample.clip,
             position: sample.position,
             first_view,
-            labels: if meta.labels.is_empty() {
-                meta.label.into_iter().collect()
-            } else {
-                meta.labels.clone()
-            },
+            labels: meta.label_ids(),
             frames,
             cuts,
         }

@@ -12,11 +12,12 @@ pub use crate::augment::{Augment, ColorJitter, Erasing, RandAugment};
 pub use crate::reader::Stats;
 pub use crate::sampling::{ClipSpec, Scale, TestSampling, View};
 
+use crate::cache::{self, Cache};
 use crate::format::{ClipIndex, Dataset};
 use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::{Error, Result};
-use batches::Batches;
+pub(crate) use batches::{BatchPlan, Batches};
 use pipeline::{Pending, Spares};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ pub struct StreamOptions {
     /// How the store is asked.
     pub requests: RequestPolicy,
     pub on_damage: OnDamage,
+    /// The node's cache, opened for this dataset.
+    pub cache: Option<Arc<Cache>>,
 }
 
 /// What becomes of a clip whose stored bytes are not what was written, also when they are fetched again.
@@ -53,7 +56,7 @@ impl StreamOptions {
     /// `threads` and `prefetch_bytes`, the usual requests, and a stop at damage.
     pub fn new(runtime: tokio::runtime::Handle, threads: usize, prefetch_bytes: u64) -> Self {
         let (requests, on_damage) = (RequestPolicy::default(), OnDamage::Stop);
-        Self { runtime, threads, prefetch_bytes, requests, on_damage }
+        Self { runtime, threads, prefetch_bytes, requests, on_damage, cache: None }
     }
 }
 
@@ -208,6 +211,11 @@ impl Stream {
         self.reader.stats()
     }
 
+    /// What the node's cache has done for this process so far; `None` without one.
+    pub fn cache_stats(&self) -> Option<cache::Stats> {
+        self.reader.cache_stats()
+    }
+
     /// Batches still to come.
     pub fn batches_left(&self) -> u64 {
         self.left
@@ -223,7 +231,8 @@ impl Stream {
     }
 
     fn start(dataset: Arc<Dataset>, batches: Batches, options: &StreamOptions) -> Result<Self> {
-        let reader = Arc::new(Reader::new(dataset, options.requests)?);
+        let reader = Reader::new(dataset, options.requests)?.with_cache(options.cache.clone());
+        let reader = Arc::new(reader);
         let left = batches.remaining();
         let spares = Arc::new(Spares::default());
         let (driver, queue) = pipeline::start(reader.clone(), batches, spares.clone(), options)?;

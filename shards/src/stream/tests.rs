@@ -1,7 +1,9 @@
 //! The whole reading half against small datasets on disk.
 
+mod damage;
+
 use super::*;
-use crate::format::{Codec, MANIFEST_KEY};
+use crate::format::{ClipIndex, Clips, Codec, MANIFEST_KEY};
 use crate::plan::PlanSpec;
 use crate::testing::{frame, write_dataset};
 use tempfile::TempDir;
@@ -50,7 +52,7 @@ impl Bench {
             clips: clips.len() as u64,
             lanes: 4,
             global_batch: 8,
-            drop_last: false,
+            ..PlanSpec::default()
         };
         let plan = Arc::new(Plan::new(spec).unwrap());
         TrainPass { clips, plan, rank: 0, world: 1, start: (0, 0), end: 7, clip: WINDOW, view: VIEW }
@@ -200,9 +202,9 @@ fn damage_and_loss_are_named_where_clips_are_read_to_where_they_belong() {
         assert!(e.is_damage(), "{e}");
         e.to_string()
     };
-    let clip = bench.dataset.clip(ClipIndex(2)).clone();
-    let key = bench.dataset.file_key(&clip).to_owned();
-    bench.damage(&key, |bytes| bytes[(clip.offset + clip.run_offsets[1] + 50) as usize] ^= 1);
+    let clip = bench.dataset.clip(ClipIndex(2));
+    let key = bench.dataset.file_key(clip).to_owned();
+    bench.damage(&key, |bytes| bytes[(clip.offset + clip.run_bytes(1..2).start + 50) as usize] ^= 1);
     let e = first_error();
     assert!(e.contains("clip-002") && e.contains("run 1") && e.contains("CRC32C"), "{e}");
     bench.damage(&key, |bytes| bytes.truncate(clip.offset as usize + 10));
@@ -256,8 +258,8 @@ fn evaluation_shows_each_clip_in_every_view_once() {
 fn a_flipped_byte_is_named_by_file_clip_and_run() {
     for codec in [Codec::Raw, Codec::Jpeg] {
         let bench = bench_of(codec, &[(40, 24, 24); 4]);
-        let clip = bench.dataset.clips[2].clone();
-        let at = (clip.offset + clip.run_offsets[1] + 50) as usize;
+        let clip = bench.dataset.clip(ClipIndex(2));
+        let at = (clip.offset + clip.run_bytes(1..2).start + 50) as usize;
         bench.damage("data/test/0.parquet", |bytes| bytes[at] ^= 1);
         let view = train_view(16, 16, 16, 0.0);
         let window = ClipSpec { frames: 40, sampling_rate: 1, fps: None, single_frame: false };
@@ -280,13 +282,13 @@ fn the_first_error_in_order_is_the_one_reported() {
     let clips = bench.pass().clips;
     // The third batch and, in it, everything else is damaged; the first two are whole.
     for &place in &order[16..] {
-        let clip = bench.dataset.clip(clips[place as usize]).clone();
+        let clip = bench.dataset.clip(clips[place as usize]);
         let range = clip.offset as usize..(clip.offset + clip.bytes) as usize;
         bench.damage(&bench.dataset.manifest.files[clip.file as usize].key, |b| b[range].fill(9));
     }
     let mut stream = Stream::train(bench.dataset.clone(), bench.pass(), &bench.options(2, 1 << 20)).unwrap();
     assert!(stream.next().unwrap().is_some() && stream.next().unwrap().is_some());
-    let expected = &bench.dataset.clip(clips[order[16] as usize]).clip_id;
+    let expected = bench.dataset.clip(clips[order[16] as usize]).clip_id;
     match stream.next().unwrap_err() {
         Error::DamagedClip { clip, .. } => assert_eq!(&clip, expected),
         e => panic!("{e}"),
@@ -313,7 +315,7 @@ fn a_file_cut_off_or_gone_is_named() {
 fn a_jpeg_of_another_size_is_an_error_of_its_run() {
     let bench = bench_of(Codec::Jpeg, &[(20, 24, 16); 2]);
     let mut manifest = std::fs::read_to_string(bench.folder.path().join(MANIFEST_KEY)).unwrap();
-    let mut clips = bench.dataset.clips.clone();
+    let mut clips = bench.dataset.clips.to_rows();
     clips[0].width = 16_000;
     let index = crate::format::encode_index(&clips).unwrap();
     manifest = manifest.replace(&bench.dataset.manifest.index.sha256, &storage::sha256_hex(&index));
@@ -431,10 +433,12 @@ fn augmented_batches_are_the_same_whatever_the_threads_do() {
 #[test]
 fn every_label_of_a_clip_comes_along() {
     let mut bench = bench(Codec::Raw);
-    for (i, clip) in Arc::get_mut(&mut bench.dataset).unwrap().clips.iter_mut().enumerate() {
+    let mut rows = bench.dataset.clips.to_rows();
+    for (i, clip) in rows.iter_mut().enumerate() {
         clip.labels = [3, 1, 2][..i % 4].to_vec();
         clip.label = clip.labels.first().copied();
     }
+    Arc::get_mut(&mut bench.dataset).unwrap().clips = Clips::of(&rows).unwrap();
     let clips = bench.dataset.clips_of("train").unwrap();
     for batch in bench.train(bench.pass(), 2, 1 << 20) {
         for (i, place) in batch.clips.iter().enumerate() {
@@ -502,5 +506,39 @@ fn measure_decoding() {
             clips as f64 * 16.0 / took,
             stream.stats(),
         );
+    }
+}
+
+#[test]
+fn steps_of_multigrid_training_have_their_own_shapes() {
+    use crate::plan::{Shape, Stage};
+    let bench = bench(Codec::Jpeg);
+    let shape = |batch, frames, side| Shape { batch, frames, side };
+    let stages = vec![
+        Stage { end: 1, cycle: vec![shape(2, 3, 8), shape(1, 3, 11)] },
+        Stage { end: 2, cycle: vec![shape(1, 6, 16)] },
+    ];
+    let plan = bench.pass().plan.spec().clone();
+    let plan = Arc::new(Plan::new(PlanSpec { stages, ..plan }).unwrap());
+    let pass = || TrainPass { plan: plan.clone(), end: 5, ..bench.pass() };
+    let whole = bench.train(pass(), 2, 1 << 20);
+    let shapes: Vec<[usize; 4]> =
+        whole.iter().map(|b| [b.shape[0], b.shape[1], b.shape[2], b.global_clips]).collect();
+    let full = |b| [b, 6, 16, b];
+    assert_eq!(shapes, [[16, 3, 8, 16], [5, 3, 11, 5], full(8), full(8), full(5)]);
+    assert!(whole.iter().all(|b| b.frames.len() == b.shape.iter().product::<usize>()));
+    let places: Vec<(u64, u64)> = whole.iter().map(|b| (b.epoch, b.step)).collect();
+    assert_eq!(places, [(0, 0), (0, 1), (1, 0), (1, 1), (1, 2)]);
+    // The full shape is what a plain job shows in that epoch.
+    let plain = bench.train(TrainPass { start: (1, 0), end: 6, ..bench.pass() }, 2, 1 << 20);
+    assert_eq!(whole[2..], plain);
+    for (start, first) in [((0, 1), 1), ((1, 0), 2), ((1, 2), 4)] {
+        assert_eq!(bench.train(TrainPass { start, ..pass() }, 2, 1 << 20), whole[first..]);
+    }
+    let ranks: Vec<_> =
+        (0..3).map(|rank| bench.train(TrainPass { rank, world: 3, ..pass() }, 2, 1 << 20)).collect();
+    for (step, expected) in whole.iter().enumerate() {
+        let joined: Vec<u8> = ranks.iter().flat_map(|r| r[step].frames.clone()).collect();
+        assert_eq!(joined, expected.frames, "step {step}");
     }
 }

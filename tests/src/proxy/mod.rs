@@ -17,14 +17,11 @@ use rules::Dice;
 use std::{
     collections::BTreeMap,
     io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
-use tokio::{
-    net::{TcpListener, lookup_host},
-    sync::oneshot,
-};
+use tokio::sync::oneshot;
 
 /// What a proxy has seen and done.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -79,21 +76,23 @@ impl Proxy {
     /// # Errors
     /// As [`Proxy::start`].
     pub fn listen(address: SocketAddr, upstream: &str, seed: u64, rules: Vec<Rule>) -> io::Result<Self> {
-        // Its own thread: it answers also while a test's thread computes or blocks.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{upstream:?}: {why}"));
         let host = upstream.strip_prefix("http://").ok_or_else(|| bad("give http://host:port"))?;
-        let (listener, upstream) = runtime.block_on(async {
-            let found = lookup_host(host.trim_end_matches('/')).await?.next();
-            Ok::<_, io::Error>((TcpListener::bind(address).await?, found.ok_or_else(|| bad("nobody"))?))
-        })?;
+        let found = host.trim_end_matches('/').to_socket_addrs()?.next();
+        let upstream = found.ok_or_else(|| bad("there is no such host"))?;
+        let listener = TcpListener::bind(address)?;
+        listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let shared = Shared { dice: Dice::new(seed, rules), counts: Counts::default(), at_once: 0 };
         let state = Arc::new(State { upstream, shared: Mutex::new(shared) });
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = state.clone();
+        // Its own thread: it answers also while a test's thread computes or blocks.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = std::thread::Builder::new().name("fault-proxy".into()).spawn(move || {
             runtime.block_on(async {
+                // Registers a socket that is open already.
+                let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { return };
                 tokio::select! {
                     _ = stopped => {}
                     () = connect::serve(listener, serving) => {}

@@ -9,7 +9,7 @@ use configs::{Config, Optimizer, Precision, Sgd};
 use models::{Model, Role};
 use serde::Serialize;
 use shards::{
-    format::{ClipMeta, Dataset, RUN_FRAMES},
+    format::{Clip, Dataset, RUN_FRAMES},
     plan::{Plan, PlanSpec},
     stream::ClipSpec,
 };
@@ -65,9 +65,12 @@ pub struct DryRun {
     /// `train.checkpoint_activations`
     pub recompute: bool,
     pub epochs: u64,
+    /// Of the first epoch.
     pub steps_per_epoch: u64,
-    /// Clips of an epoch's last step.
+    /// Clips of the first epoch's last step.
     pub last_batch: u64,
+    /// Of multigrid training; empty in a plain job.
+    pub stages: Vec<StagePlan>,
     pub total_steps: u64,
     /// What the file's rates were multiplied with: `global_batch / reference_batch`.
     pub rate_scale: f64,
@@ -75,6 +78,20 @@ pub struct DryRun {
     pub memory: Memory,
     /// Bytes of the dataset that an epoch fetches, where the dataset is open.
     pub epoch_bytes: Option<u64>,
+}
+
+/// Epochs in a row whose steps go through the same shapes.
+#[derive(Clone, Debug, Serialize)]
+pub struct StagePlan {
+    pub from: u64,
+    /// The first epoch after it.
+    pub end: u64,
+    pub frames: u32,
+    /// Of the steps, in turn.
+    pub crops: Vec<u32>,
+    /// Clips of the steps, in turn.
+    pub batches: Vec<u32>,
+    pub steps_per_epoch: u64,
 }
 
 /// The learning rate at a place.
@@ -129,6 +146,7 @@ impl DryRun {
             lanes: data.lanes,
             global_batch: train.global_batch,
             drop_last: data.drop_last,
+            stages: feed::stages(config),
         })?;
         let workers = config.cluster.workers;
         let lanes: Vec<u32> = (0..workers)
@@ -138,9 +156,12 @@ impl DryRun {
         let share = u64::from(most) * u64::from(train.global_batch / data.lanes);
         let pass = train.micro_batch.map_or(share, |n| share.min(n.into()));
         let network = outline(config, size.classes)?;
-        let per_epoch = plan.steps_per_epoch();
-        let total = train.max_steps.map_or(train.epochs * per_epoch, |max| max.min(train.epochs * per_epoch));
-        let (rates, scale) = rates(config, total as f64 / per_epoch as f64);
+        let epochs = config.total_epochs();
+        let all = plan.first_step(epochs);
+        let total = train.max_steps.map_or(all, |max| max.min(all));
+        let (last_epoch, last_step) = plan.place(total);
+        let (rates, scale) = rates(config, feed::fraction(&plan, last_epoch, last_step));
+        let per_epoch = plan.steps_per_epoch(0);
         Ok(Self {
             dataset: size.source,
             clips: size.clips,
@@ -156,9 +177,10 @@ impl DryRun {
             clips_per_worker: share,
             passes: share.div_ceil(pass.max(1)),
             recompute: train.checkpoint_activations,
-            epochs: train.epochs,
+            epochs,
             steps_per_epoch: per_epoch,
-            last_batch: plan.global_clips(per_epoch - 1),
+            last_batch: plan.global_clips(0, per_epoch - 1),
+            stages: stages(config, &plan),
             total_steps: total,
             rate_scale: scale,
             rates,
@@ -166,6 +188,27 @@ impl DryRun {
             epoch_bytes: size.epoch_bytes,
         })
     }
+}
+
+/// The stages of multigrid training that have epochs.
+fn stages(config: &Config, plan: &Plan) -> Vec<StagePlan> {
+    let (mut all, mut from) = (vec![], 0);
+    let stages = if config.train.multigrid.is_some() { config.stages() } else { vec![] };
+    for stage in stages.iter().filter(|s| s.end > 0) {
+        let begun = from;
+        from = from.max(stage.end);
+        if begun < stage.end {
+            all.push(StagePlan {
+                from: begun,
+                end: stage.end,
+                frames: stage.base().frames,
+                crops: stage.cycle.iter().map(|s| s.crop).collect(),
+                batches: stage.cycle.iter().map(|s| s.batch * config.train.global_batch).collect(),
+                steps_per_epoch: plan.steps_per_epoch(begun),
+            });
+        }
+    }
+    all
 }
 
 /// What is known of the dataset.
@@ -232,11 +275,11 @@ fn open(url: &str) -> Result<std::result::Result<Dataset, String>> {
 }
 
 /// Bytes of the runs that a window in the middle of the clip touches.
-fn window_bytes(spec: &ClipSpec, clip: &ClipMeta) -> u64 {
+fn window_bytes(spec: &ClipSpec, clip: Clip) -> u64 {
     let frames = spec.frame_indices(clip, 0.5);
     let runs = frames.first().zip(frames.last()).map(|(a, b)| (a / RUN_FRAMES, b / RUN_FRAMES));
-    let at = |run: u32| clip.run_offsets.get(run as usize).copied().unwrap_or(clip.bytes);
-    runs.map_or(0, |(first, last)| at(last + 1) - at(first))
+    let bytes = runs.map(|(first, last)| clip.run_bytes(first..last + 1));
+    bytes.map_or(0, |range| range.end - range.start)
 }
 
 /// Sizes of the network.
@@ -270,7 +313,12 @@ fn memory(config: &Config, network: &Network, pass: u64) -> Memory {
         Optimizer::Adamw(_) => 2,
     };
     let half = train.precision != Precision::Fp32;
-    let clip = activations::bytes(&config.model, data.frames, data.augment.crop, half);
+    // A step of smaller clips has more of them.
+    let shapes = config.stages().into_iter().flat_map(|s| s.cycle);
+    let of_shape = |s: configs::StepShape| {
+        u64::from(s.batch) * activations::bytes(&config.model, s.frames, s.crop, half)
+    };
+    let clip = shapes.map(of_shape).max().unwrap_or(0);
     let (weights, gradients) = (4 * network.all, 4 * network.trained);
     let optimizer = kept * gradients;
     let ema = if train.ema.is_some() { weights } else { 0 };
@@ -317,7 +365,11 @@ mod tests {
             match dry(&name) {
                 Err(e) => refused.push(format!("{name}: {e}")),
                 Ok(run) => {
-                    assert_eq!(run.total_steps, run.epochs * run.steps_per_epoch, "{name}");
+                    let steps: u64 = match run.stages.is_empty() {
+                        true => run.epochs * run.steps_per_epoch,
+                        false => run.stages.iter().map(|s| (s.end - s.from) * s.steps_per_epoch).sum(),
+                    };
+                    assert_eq!(run.total_steps, steps, "{name}");
                     assert!((1..=run.global_batch.into()).contains(&run.last_batch), "{name}");
                     assert_eq!(run.rate_scale, 1.0, "{name}: as published");
                     assert!(run.memory.total < 80 << 30, "{name}: {:?}", run.memory);
@@ -341,6 +393,24 @@ mod tests {
         let m = &run.memory;
         assert_eq!((m.gradients, m.optimizer, m.ema), (4 * 34_566_488, 4 * 34_566_488, 0));
         assert!(m.weights > m.gradients, "running statistics");
+    }
+
+    /// Steps counted by PySlowFast's sampler: of 240,436 clips, batches of 1024, 512, 512 (8 frames), ... , 256, 128,
+    /// 64 (32 frames), the last one short.
+    #[test]
+    fn multigrid_takes_a_third_of_the_steps() {
+        let run = dry("slowfast_8x8_r50_multigrid_k400.toml").unwrap();
+        assert_eq!((run.epochs, run.stages.len()), (358, 13));
+        let steps: Vec<u64> = run.stages.iter().take(4).map(|s| s.steps_per_epoch).collect();
+        assert_eq!(steps, [352, 705, 805, 1610]);
+        assert_eq!(
+            (run.stages[0].crops.clone(), run.stages[3].batches.clone()),
+            (vec![112, 158, 158], vec![256, 128, 64])
+        );
+        let plain = 239 * 3757;
+        assert!(3 * run.total_steps < plain && run.total_steps > plain / 4, "{}", run.total_steps);
+        let table = table::text(&run, "x");
+        assert!(table.contains("epochs 0 to 73") && table.contains("1024, 512, 512 clips"), "{table}");
     }
 
     #[test]

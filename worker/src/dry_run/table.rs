@@ -32,10 +32,24 @@ pub fn text(run: &DryRun, config: &str) -> String {
         n if n == u64::from(run.global_batch) => String::new(),
         n => format!(", the last of {n}"),
     };
-    line(
-        "epoch",
-        format!("{} clips in {} steps of {}{short}", run.clips, run.steps_per_epoch, run.global_batch),
-    );
+    if run.stages.is_empty() {
+        let value =
+            format!("{} clips in {} steps of {}{short}", run.clips, run.steps_per_epoch, run.global_batch);
+        line("epoch", value);
+    }
+    for (i, stage) in run.stages.iter().enumerate() {
+        let name = if i == 0 { "multigrid" } else { "" };
+        let value = format!(
+            "epochs {} to {}: {} steps each of {} clips of {} frames of {} pixels",
+            stage.from,
+            stage.end,
+            stage.steps_per_epoch,
+            list(&stage.batches),
+            stage.frames,
+            list(&stage.crops)
+        );
+        line(name, value);
+    }
     line("job", format!("{} steps in {} epochs", run.total_steps, run.epochs));
     let scaled = match run.rate_scale {
         1.0 => String::new(),
@@ -67,6 +81,10 @@ pub fn text(run: &DryRun, config: &str) -> String {
         line("read", format!("{} an epoch, all workers together (windows in the middle)", gib(bytes)));
     }
     out
+}
+
+fn list(numbers: &[u32]) -> String {
+    numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")
 }
 
 fn millions(n: u64) -> String {

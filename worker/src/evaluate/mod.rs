@@ -21,10 +21,10 @@ use crate::{
 use configs::{LossKind, Test, TestSampling, Views};
 use plan::Plan;
 use shards::{
-    format::{ClipIndex, ClipMeta, Dataset},
+    format::{Clip, ClipIndex, Dataset},
     stream::Stream,
 };
-use std::{path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 use storage::Location;
 
 /// `marey eval`
@@ -99,20 +99,25 @@ impl Split {
         }
     }
 
-    fn clip(&self, place: usize) -> &ClipMeta {
+    fn clip(&self, place: usize) -> Clip<'_> {
         self.dataset.clip(self.clips[place])
     }
 }
 
 /// Counts this rank's clips, which `stream` yields of `split` in one or more views each. `tick` is called
-/// after every batch: the evaluation is alive.
-pub fn run(judge: &Judge, stream: Stream, split: &Split, tick: impl FnMut()) -> Result<Tally> {
+/// after every batch: the evaluation is alive. Gives back besides what is wrong with each clip that is left out.
+pub fn run(
+    judge: &Judge,
+    stream: Stream,
+    split: &Split,
+    tick: impl FnMut(),
+) -> Result<(Tally, BTreeMap<u32, String>)> {
     let mut tally = split.tally();
-    judge.score(stream, tick, |clip| {
+    let missing = judge.score(stream, tick, |clip| {
         let place = clip.place as usize;
         tally.count(place, &clip.scores, &labels(split.clip(place)))
     })?;
-    Ok(tally)
+    Ok((tally, missing))
 }
 
 /// Measures, prints, and writes what was asked for.
@@ -193,9 +198,8 @@ pub fn command(args: EvalArgs) -> Result<()> {
 }
 
 /// The classes that a clip bears, ascending as the index has them.
-fn labels(clip: &ClipMeta) -> Vec<usize> {
-    let all = if clip.labels.is_empty() { clip.label.as_slice() } else { &clip.labels };
-    all.iter().filter_map(|&l| usize::try_from(l).ok()).collect()
+fn labels(clip: Clip) -> Vec<usize> {
+    clip.label_ids().into_iter().filter_map(|l| usize::try_from(l).ok()).collect()
 }
 
 /// The job's own views but for what the command line says.

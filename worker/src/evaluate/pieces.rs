@@ -10,7 +10,7 @@ use arrow::{
 };
 use bytes::Bytes;
 use parquet::arrow::{ArrowWriter, arrow_reader::ParquetRecordBatchReaderBuilder};
-use shards::format::ClipMeta;
+use shards::format::Clip;
 use std::{fs::File, path::Path, sync::Arc};
 use storage::Location;
 
@@ -34,7 +34,7 @@ pub fn number(key: &str) -> Option<usize> {
 pub async fn write(
     out: &Location,
     piece: usize,
-    clips: &[&ClipMeta],
+    clips: &[Clip<'_>],
     scores: &[ClipScore],
     views: bool,
 ) -> Result<()> {
@@ -85,7 +85,7 @@ fn key(folder: &str, piece: usize) -> String {
     format!("{folder}/{piece:06}.parquet")
 }
 
-fn clip_rows(clips: &[&ClipMeta], scores: &[ClipScore]) -> std::result::Result<RecordBatch, String> {
+fn clip_rows(clips: &[Clip<'_>], scores: &[ClipScore]) -> std::result::Result<RecordBatch, String> {
     let mut lists = ListBuilder::new(Float64Builder::new());
     for score in scores {
         lists.values().append_slice(&score.scores);
@@ -96,7 +96,7 @@ fn clip_rows(clips: &[&ClipMeta], scores: &[ClipScore]) -> std::result::Result<R
         Field::new("clip_id", DataType::Utf8, false),
         Field::new("scores", lists.data_type().clone(), false),
     ]);
-    let ids = StringArray::from_iter_values(clips.iter().map(|c| &c.clip_id));
+    let ids = StringArray::from_iter_values(clips.iter().map(|c| c.clip_id));
     RecordBatch::try_new(Arc::new(schema), vec![Arc::new(ids), Arc::new(lists)]).map_err(|e| e.to_string())
 }
 
@@ -111,19 +111,19 @@ fn view_schema() -> SchemaRef {
     ]))
 }
 
-fn view_rows(clips: &[&ClipMeta], scores: &[ClipScore]) -> std::result::Result<RecordBatch, String> {
+fn view_rows(clips: &[Clip<'_>], scores: &[ClipScore]) -> std::result::Result<RecordBatch, String> {
     let rows =
         || clips.iter().zip(scores).flat_map(|(c, s)| (0i32..).zip(&s.views).map(move |(v, p)| (*c, v, p)));
     let mut labels = ListBuilder::new(Int32Builder::new());
     let mut lists = ListBuilder::new(Float32Builder::new());
     for (clip, _, view) in rows() {
-        labels.values().append_slice(&clip.labels);
+        labels.values().append_slice(clip.labels);
         labels.append(true);
         view.iter().for_each(|&p| lists.values().append_value(p as f32));
         lists.append(true);
     }
     let columns: Vec<ArrayRef> = vec![
-        Arc::new(StringArray::from_iter_values(rows().map(|(c, ..)| &c.clip_id))),
+        Arc::new(StringArray::from_iter_values(rows().map(|(c, ..)| c.clip_id))),
         Arc::new(Int32Array::from_iter_values(rows().map(|(_, v, _)| v))),
         Arc::new(Int32Array::from_iter(rows().map(|(c, ..)| c.label))),
         Arc::new(labels.finish()),
@@ -168,14 +168,14 @@ fn decode(bytes: Bytes) -> std::result::Result<Vec<Row>, String> {
 mod tests {
     use super::*;
 
-    fn clip(id: &str, label: Option<i32>, labels: &[i32]) -> ClipMeta {
-        ClipMeta {
-            clip_id: id.into(),
-            source: "v.mp4".into(),
+    fn clip<'a>(id: &'a str, label: Option<i32>, labels: &'a [i32]) -> Clip<'a> {
+        Clip {
+            clip_id: id,
+            source: "v.mp4",
             start_s: 0.0,
             label,
-            labels: labels.into(),
-            split: "val".into(),
+            labels,
+            split: "val",
             file: 0,
             offset: 0,
             bytes: 1,
@@ -183,8 +183,8 @@ mod tests {
             fps: 30.0,
             width: 1,
             height: 1,
-            run_offsets: vec![0, 1],
-            run_crcs: vec![0],
+            run_offsets: &[0, 1],
+            run_crcs: &[0],
         }
     }
 
@@ -198,7 +198,7 @@ mod tests {
         let out = Location::parse(dir.path().to_str().unwrap()).unwrap();
         let clips = [clip("a", Some(1), &[]), clip("b", None, &[0, 1])];
         let scores = [score(0, &[0.1, 1.0 / 3.0]), score(1, &[1e-300, 1.0])];
-        write(&out, 3, &[&clips[0], &clips[1]], &scores, false).await.unwrap();
+        write(&out, 3, &clips, &scores, false).await.unwrap();
         let rows = read(&out, 3).await.unwrap();
         assert_eq!(rows[0], Row { clip_id: "a".into(), scores: vec![0.1, 1.0 / 3.0] });
         assert_eq!(rows[1], Row { clip_id: "b".into(), scores: vec![1e-300, 1.0] });
@@ -217,8 +217,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = Location::parse(dir.path().to_str().unwrap()).unwrap();
         let clips = [clip("a", Some(1), &[]), clip("b", None, &[0, 1])];
-        write(&out, 0, &[&clips[0]], &[score(0, &[0.25, 0.75])], true).await.unwrap();
-        write(&out, 1, &[&clips[1]], &[score(0, &[1.0, 0.0])], true).await.unwrap();
+        write(&out, 0, &clips[..1], &[score(0, &[0.25, 0.75])], true).await.unwrap();
+        write(&out, 1, &clips[1..], &[score(0, &[1.0, 0.0])], true).await.unwrap();
         let file = dir.path().join("scores.parquet");
         join_views(&out, 2, &file).await.unwrap();
         let python = concat!(env!("CARGO_MANIFEST_DIR"), "/../scripts/reference-python");

@@ -10,17 +10,17 @@ use crate::{
     },
     device::Device,
     ema::Ema,
-    schedule,
+    feed, schedule,
     session::{Assignment, Session},
     state::State,
     store_client::StoreOverGrpc,
     weights::init,
 };
 use collective::{Backend, Group, RankSum, Reducer, ReducerOptions, Store};
-use configs::BatchNorm;
+use configs::{BatchNorm, Stage, StepShape};
 use models::{Exchange, NormMode, Recompute};
 use proto::v1::{self, worker_message::Kind as Message};
-use shards::stream::Batch;
+use shards::stream::{Batch, Stats};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -39,6 +39,9 @@ pub(super) struct Generation<'a> {
     pub(super) position: Place,
     pub(super) normalise: Normalise,
     pub(super) guard: Guard,
+    /// What the step shows.
+    pub(super) shape: StepShape,
+    stages: Vec<Stage>,
     upload: Option<JoinHandle<Result<()>>>,
     /// The last step that this generation wrote a checkpoint of.
     saved: Option<u64>,
@@ -53,6 +56,10 @@ pub(super) struct StepSummary {
     pub(super) grad_norm: f64,
     /// The weights were left as they were.
     pub(super) skipped: bool,
+    /// What the global batch shows: what was planned less the damaged clips.
+    pub(super) shown: usize,
+    /// Damaged clips that the step was taken without, of all ranks.
+    pub(super) missing: Vec<String>,
     /// How long the step waited for the other ranks after its own backward pass.
     pub(super) exchange: Duration,
 }
@@ -84,9 +91,24 @@ impl<'a> Generation<'a> {
         let reducer = Reducer::new(&params, &group, ReducerOptions::default())?;
         let guard = Guard::new(&state)?;
         let normalise = Normalise::new(&job.config, device);
+        let stages = job.config.stages();
+        let shape = stages[0].base();
         let (upload, saved) = (None, None);
-        let mut generation =
-            Self { job, session, at, group, reducer, state, position, normalise, guard, upload, saved };
+        let mut generation = Self {
+            job,
+            session,
+            at,
+            group,
+            reducer,
+            state,
+            position,
+            normalise,
+            guard,
+            shape,
+            stages,
+            upload,
+            saved,
+        };
         generation.warm_up()?;
         Ok(generation)
     }
@@ -96,7 +118,7 @@ impl<'a> Generation<'a> {
         let (config, at) = (&self.job.config, self.at.clone());
         let feed = self.job.feed();
         let plan = feed.plan()?;
-        let (per_epoch, total) = (plan.steps_per_epoch(), feed.total_steps(&plan));
+        let total = feed.total_steps(&plan);
         let mut batches = feed.train(&plan, &at, self.position, total)?;
         self.announce();
         while self.position.step < total {
@@ -105,7 +127,10 @@ impl<'a> Generation<'a> {
             self.session.progress().at("training", at.generation, self.position.epoch, self.position.step);
             let batch = batches.next()?.ok_or_else(|| self.job.short_epoch(self.position))?;
 
-            let lr = schedule::lr_of_step(config, self.position.step as f64 / per_epoch as f64);
+            let Place { epoch, step_in_epoch, .. } = self.position;
+            let per_epoch = plan.steps_per_epoch(epoch);
+            let lr = schedule::lr_of_step(config, feed::fraction(&plan, epoch, step_in_epoch));
+            self.take_shape();
             let summary = self.step(&batch, lr)?;
             self.position.advance(per_epoch);
 
@@ -113,6 +138,10 @@ impl<'a> Generation<'a> {
             batches.recycle(batch);
             let ended = self.position.step == total;
             if self.position.step_in_epoch == 0 || ended {
+                self.tell_reads(&batches.stats());
+                if let Some(found) = batches.cache_stats() {
+                    tracing::info!("the node's cache since this worker's start: {found}");
+                }
                 self.measure(ended)?;
             }
             if ended || self.position.is_due(&config.checkpoint) {
@@ -131,6 +160,32 @@ impl<'a> Generation<'a> {
         self.pass_of_zeros(false, true)
     }
 
+    /// The shape of the step to come. The groups of sub-batch norm grow with the short cycle's batch, as
+    /// PySlowFast's do, whose number stays that of the long cycle; the log says when the long cycle moves on.
+    fn take_shape(&mut self) {
+        let Place { epoch, step_in_epoch, .. } = self.position;
+        let at = self.stages.partition_point(|s| s.end <= epoch).min(self.stages.len() - 1);
+        let stage = &self.stages[at];
+        let shape = stage.cycle[(step_in_epoch % stage.cycle.len() as u64) as usize];
+        let train = &self.job.config.train;
+        if train.multigrid.is_some() && self.at.rank == 0 && step_in_epoch == 0 {
+            let begun = at.checked_sub(1).map_or(0, |before| self.stages[before].end);
+            if epoch == begun {
+                let StepShape { batch, frames, crop, .. } = stage.base();
+                let clips = batch * train.global_batch;
+                let text = format!(
+                    "multigrid: from epoch {epoch} to {}, {clips} clips of {frames} frames of {crop} pixels",
+                    stage.end
+                );
+                self.session.log("info", text);
+            }
+        }
+        if let (BatchNorm::SubBatch { clips }, true) = (train.batch_norm, shape.short != self.shape.short) {
+            self.state.model.set_norm_mode(NormMode::SubBatch((clips * shape.short).into()));
+        }
+        self.shape = shape;
+    }
+
     /// What the log should say once: a rate that is not the configuration's own.
     fn announce(&self) {
         let optimizer = &self.job.config.optimizer;
@@ -143,6 +198,14 @@ impl<'a> Generation<'a> {
                     "the learning rate of {given:e} for {reference} clips a step is scaled to {used:e} for {batch}"
                 ),
             );
+        }
+    }
+
+    /// What was read so far in this generation, prefetched clips included.
+    fn tell_reads(&self, stats: &Stats) {
+        match self.at.rank {
+            0 => self.session.log("info", format!("rank 0 has read {stats}")),
+            rank => tracing::info!("rank {rank} has read {stats}"),
         }
     }
 
@@ -161,18 +224,20 @@ impl<'a> Generation<'a> {
             generation: self.at.generation,
             epoch: batch.epoch,
             step: self.position.step,
+            step_in_epoch: batch.step + 1,
             steps_per_epoch: per_epoch,
             total_steps: total,
             loss: of.loss,
             accuracy: of.accuracy,
             lr,
-            clips: batch.global_clips as u64,
+            clips: of.shown as u64,
             step_seconds: began.elapsed().as_secs_f64(),
             data_wait_seconds: batch.waited.as_secs_f64(),
             exchange_wait_seconds: of.exchange.as_secs_f64(),
             peak_memory_bytes: peak_memory().unwrap_or(0),
             grad_norm: of.grad_norm,
             skipped: of.skipped,
+            missing: of.missing.clone(),
         }));
     }
 

@@ -3,7 +3,8 @@
 use super::{generation::Generation, now};
 use crate::{Result, checkpoint::layout::Place, ema::Ema, evaluate, metrics::Tally, restore::Judge};
 use collective::{ReduceOp, foreach_copy};
-use configs::Ensemble;
+use configs::{BatchNorm, Ensemble};
+use models::NormMode;
 use proto::v1::{self, worker_message::Kind as Message};
 use tch::{Kind, Tensor};
 
@@ -26,7 +27,7 @@ impl Generation<'_> {
         let ema = self.state.ema.take();
         let measured = self.measure_with(ema.as_ref());
         self.state.ema = ema;
-        let Some(tally) = measured? else { return Ok(()) };
+        let Some((tally, missing)) = measured? else { return Ok(()) };
         if self.at.rank == 0 && tally.clips() > 0 {
             self.session.send(Message::Eval(v1::EvalReport {
                 generation: self.at.generation,
@@ -38,13 +39,14 @@ impl Generation<'_> {
                 clips: tally.clips(),
                 mean_average_precision: tally.ranking().and_then(|r| r.mean()),
                 seconds: began.elapsed().as_secs_f64(),
+                missing,
             }));
         }
         Ok(())
     }
 
-    /// The whole group's tally; `None` where the dataset has no such split.
-    fn measure_with(&mut self, ema: Option<&Ema>) -> Result<Option<Tally>> {
+    /// The whole group's tally and the clips that it lacks; `None` where the dataset has no such split.
+    fn measure_with(&mut self, ema: Option<&Ema>) -> Result<Option<(Tally, u64)>> {
         let config = &self.job.config.train;
         let averaged = ema.map(Ema::swap_in).transpose()?;
         match config.precise_bn_batches {
@@ -64,9 +66,16 @@ impl Generation<'_> {
             ensemble: Ensemble::Mean,
             keep_views: false,
         };
-        let tally = evaluate::run(&judge, stream, &split, || progress.tick())?;
+        let (tally, missing) = evaluate::run(&judge, stream, &split, || progress.tick())?;
         drop(averaged);
-        tally.all_reduce(&self.group, self.job.options.device.torch()).map(Some)
+        let device = self.job.options.device.torch();
+        for why in missing.values() {
+            self.session.log("warn", format!("the evaluation leaves out a clip: failed to {why}"));
+        }
+        let count = Tensor::from_slice(&[missing.len() as f64]).f_to_device(device)?;
+        self.group.all_reduce(&count, ReduceOp::Sum)?.wait()?;
+        let missing = count.f_double_value(&[0])? as u64;
+        Ok(Some((tally.all_reduce(&self.group, device)?, missing)))
     }
 
     /// Replaces the running statistics by those of the training clips under the weights as they are: mean
@@ -96,14 +105,16 @@ impl Generation<'_> {
         let mut sums: Vec<(Tensor, Tensor)> =
             pairs.iter().map(|(mean, var)| Ok((zeros(mean)?, zeros(var)?))).collect::<Result<_>>()?;
         let feed = self.job.feed();
-        let plan = feed.plan()?;
-        let from = Place {
-            epoch: self.position.epoch,
-            step_in_epoch: 0,
-            step: self.position.epoch * plan.steps_per_epoch(),
-        };
-        let mut stream =
-            feed.train(&plan, &self.at, from, from.step + batches.min(plan.steps_per_epoch()))?;
+        // Of the shape that an evaluation shows, whatever the steps of multigrid training show.
+        let plan = feed.plain_plan()?;
+        let epoch = self.position.epoch;
+        let from = Place { epoch, step_in_epoch: 0, step: plan.first_step(epoch) };
+        let batches = batches.min(plan.steps_per_epoch(epoch));
+        let mut stream = feed.train(&plan, &self.at, from, from.step + batches)?;
+        if let BatchNorm::SubBatch { clips } = self.job.config.train.batch_norm {
+            self.state.model.set_norm_mode(NormMode::SubBatch(clips.into()));
+            self.shape.short = 1;
+        }
         let mut clips = 0.0;
         self.state.model.set_norm_momentum(1.0);
         while let Some(batch) = stream.next()? {

@@ -15,13 +15,13 @@ use crate::{
     Error, Result,
     checkpoint::layout::Place,
     device::Device,
-    feed::Feed,
+    feed::{Feed, open_cache},
     session::{self, Session},
 };
 use configs::Config;
 use generation::Generation;
 use proto::v1::{self, worker_message::Kind as Message};
-use shards::format::Dataset;
+use shards::{cache::Cache, format::Dataset};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -46,6 +46,7 @@ pub struct TrainerOptions {
 struct Job {
     config: Config,
     dataset: Arc<Dataset>,
+    cache: Option<Arc<Cache>>,
     run: Location,
     channel: Channel,
     runtime: Runtime,
@@ -86,14 +87,20 @@ pub fn run(options: TrainerOptions) -> Result<()> {
 
 impl Job {
     fn feed(&self) -> Feed<'_> {
-        let threads = self.options.threads;
-        Feed { config: &self.config, dataset: &self.dataset, runtime: self.runtime.handle(), threads }
+        Feed {
+            config: &self.config,
+            dataset: &self.dataset,
+            runtime: self.runtime.handle(),
+            threads: self.options.threads,
+            cache: self.cache.clone(),
+        }
     }
 
     /// The names of training clips, by their places inside the split.
     fn clip_ids(&self, places: &[u32]) -> Vec<String> {
         let split = self.dataset.clips_of(&self.config.data.train_split).unwrap_or_default();
-        let name = |place: &u32| split.get(*place as usize).map(|c| self.dataset.clip(*c).clip_id.clone());
+        let name =
+            |place: &u32| split.get(*place as usize).map(|c| self.dataset.clip(*c).clip_id.to_string());
         places.iter().filter_map(name).collect()
     }
 
@@ -122,6 +129,7 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
     let hello = v1::Hello {
         protocol_version: proto::PROTOCOL_VERSION,
         worker: worker_name(options.device),
+        node: host_name(),
         device: options.device.to_string(),
         config_digest: options.config.as_ref().unwrap_or(&config).digest(),
         dataset_digest: dataset.digest.clone(),
@@ -129,13 +137,17 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
     let session = Session::open(runtime.handle(), channel.clone(), &address, hello)?;
     let host = session::local_address(&address)?;
     let run = Location::parse(&job.run_url)?;
-    Ok((Job { config, dataset, run, channel, runtime, options, host }, session))
+    let cache = open_cache(&config, &dataset);
+    Ok((Job { config, dataset, cache, run, channel, runtime, options, host }, session))
 }
 
 /// Unique in the job, and telling: host-pid-device.
 fn worker_name(device: Device) -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{host}-{}-{device}", std::process::id())
+    format!("{}-{}-{device}", host_name(), std::process::id())
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// The one reader of the clock here: for reports only.

@@ -7,7 +7,7 @@ use crate::{Error, Result, loss, mix, state::State};
 use collective::{Autocast, ReduceOp, foreach_copy, foreach_mul, foreach_norm};
 use configs::{BatchNorm, Precision};
 use shards::stream::Batch;
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 use tch::{Kind, Tensor};
 
 /// What lets a step be undone: the running statistics, which its forward passes change.
@@ -16,6 +16,8 @@ pub(super) struct Guard {
     before: Vec<Tensor>,
     /// Steps skipped in a row.
     skipped: u64,
+    /// Damaged clips that were spoken of, by their places in the split.
+    told: BTreeSet<u32>,
 }
 
 /// What this rank found in its part of a step.
@@ -31,7 +33,7 @@ impl Guard {
     pub(super) fn new(state: &State) -> Result<Self> {
         let buffers = state.buffers();
         let before = buffers.iter().map(|b| b.f_zeros_like()).collect::<std::result::Result<_, _>>()?;
-        Ok(Self { buffers, before, skipped: 0 })
+        Ok(Self { buffers, before, skipped: 0, told: BTreeSet::new() })
     }
 
     fn remember(&mut self) -> Result<()> {
@@ -56,7 +58,7 @@ impl Generation<'_> {
         let norm = foreach_norm(&grads)? / scale;
 
         let voted = now();
-        let mut summary = self.vote(&local, norm, batch.global_clips)?;
+        let mut summary = self.vote(&local, norm, batch)?;
         summary.exchange = voted.elapsed();
         // The same numbers on every rank, so every rank decides alike.
         let overflow = self.state.scaler.as_mut().is_some_and(|s| s.update(summary.grad_norm.is_finite()));
@@ -67,8 +69,9 @@ impl Generation<'_> {
         }
         self.guard.skipped = 0;
         let clip = config.train.clip_norm.map_or(1.0, |most| (most / (summary.grad_norm + 1e-6)).min(1.0));
-        if clip != 1.0 || scale != 1.0 {
-            foreach_mul(&grads, clip / scale)?;
+        let factor = clip / scale * batch.global_clips as f64 / summary.shown as f64;
+        if factor != 1.0 {
+            foreach_mul(&grads, factor)?;
         }
         self.state.update(lr)?;
         Ok(summary)
@@ -78,7 +81,8 @@ impl Generation<'_> {
     /// global batch shows: sum / shown x world, which the reducer divides by world.
     fn passes(&mut self, batch: &Batch) -> Result<Local> {
         let shown = batch.labels.len();
-        let most = self.job.config.train.micro_batch.map_or(usize::MAX, |n| n as usize);
+        // Smaller clips: as much memory holds more of them.
+        let most = self.job.config.train.micro_batch.map_or(usize::MAX, |n| (n * self.shape.batch) as usize);
         let mut parts: Vec<Range<usize>> = (0..shown)
             .step_by(most.min(shown.max(1)))
             .map(|a| a..shown.min(a.saturating_add(most)))
@@ -105,7 +109,7 @@ impl Generation<'_> {
     fn fullest_share(&self) -> usize {
         let (data, train) = (&self.job.config.data, &self.job.config.train);
         let lanes = data.lanes.div_ceil(self.at.world as u32);
-        (lanes * (train.global_batch / data.lanes) * data.augment.repeats) as usize
+        (lanes * (train.global_batch / data.lanes) * self.shape.batch * data.augment.repeats) as usize
     }
 
     /// Forward and backward of a part of the batch. Gradients add up; `exchange`: over the ranks too.
@@ -177,25 +181,56 @@ impl Generation<'_> {
     }
 
     /// A few bytes over the group, the same answer on every rank: means over what was shown, and
-    /// whether any rank met a number that is not finite.
-    fn vote(&self, local: &Local, norm: f64, shown: usize) -> Result<StepSummary> {
+    /// whether any rank met a number that is not finite. The gradients are means over what was planned; damaged
+    /// clips make that more than what was shown, which the norm is already that of.
+    fn vote(&mut self, local: &Local, norm: f64, batch: &Batch) -> Result<StepSummary> {
         let device = self.job.options.device.torch();
         let bad = !local.loss.is_finite();
         // The norm is that of the same gradients everywhere, but its last bits may depend on a rank's threads.
-        let mine = [if bad { 0.0 } else { local.loss }, local.correct, f64::from(bad), norm];
+        let missing: u32 = batch.missing.iter().map(|m| m.views).sum();
+        let mine =
+            [if bad { 0.0 } else { local.loss }, local.correct, f64::from(bad), norm, f64::from(missing)];
         let sums = Tensor::from_slice(&mine).f_to_device(device)?;
         self.group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
         let sums = Vec::<f64>::try_from(&sums.f_to_device(tch::Device::Cpu)?)?;
-        let grad_norm = sums[3] / self.at.world as f64;
+        let missing = sums[4] as usize;
+        let shown = batch.global_clips - missing.min(batch.global_clips);
+        let mut grad_norm = sums[3] / self.at.world as f64;
+        if shown > 0 {
+            grad_norm *= batch.global_clips as f64 / shown as f64;
+        }
         let scaled = self.state.scaler.is_some();
         Ok(StepSummary {
             // Without the share that is no number it would be another mean.
-            loss: if sums[2] > 0.0 { f64::NAN } else { sums[0] / shown as f64 },
-            accuracy: sums[1] / shown as f64,
+            loss: if sums[2] > 0.0 || shown == 0 { f64::NAN } else { sums[0] / shown as f64 },
+            accuracy: if shown == 0 { f64::NAN } else { sums[1] / shown as f64 },
             grad_norm,
-            skipped: sums[2] > 0.0 || (!grad_norm.is_finite() && !scaled),
+            skipped: sums[2] > 0.0 || (!grad_norm.is_finite() && !scaled) || shown == 0,
+            shown,
+            missing: if missing > 0 { self.missing(batch, missing)? } else { vec![] },
             exchange: std::time::Duration::ZERO,
         })
+    }
+
+    /// The damaged clips of all ranks, which lack `views` views together. Every rank takes part.
+    fn missing(&mut self, batch: &Batch, views: usize) -> Result<Vec<String>> {
+        let step = self.position.step + 1;
+        for lost in &batch.missing {
+            if self.guard.told.insert(lost.clip) {
+                let text =
+                    format!("step {step} and later ones are taken without a clip: failed to {}", lost.why);
+                self.session.log("warn", text);
+            }
+        }
+        // A row for each rank: the places of its clips, counted from 1.
+        let mut rows = vec![0.0; self.at.world * views];
+        let mine = rows[self.at.rank * views..].iter_mut();
+        mine.zip(&batch.missing).for_each(|(place, lost)| *place = f64::from(lost.clip) + 1.0);
+        let all = Tensor::from_slice(&rows).f_to_device(self.job.options.device.torch())?;
+        self.group.all_reduce(&all, ReduceOp::Sum)?.wait()?;
+        let all = Vec::<f64>::try_from(&all.f_to_device(tch::Device::Cpu)?)?;
+        let places: BTreeSet<u32> = all.iter().filter(|&&p| p > 0.0).map(|&p| p as u32 - 1).collect();
+        Ok(self.job.clip_ids(&places.into_iter().collect::<Vec<u32>>()))
     }
 
     /// Leaves weights, optimizer and statistics as they were before the step; the step's clips are spent.
@@ -209,13 +244,15 @@ impl Generation<'_> {
         self.guard.skipped += 1;
         let clips = self.job.clip_ids(&local.bad);
         let why = match clips.is_empty() {
+            _ if summary.shown == 0 => "all of its clips are damaged".into(),
             false => format!("the loss of {clips:?} is not a number"),
             true => format!("the norm of its gradients is {}", summary.grad_norm),
         };
         if self.guard.skipped > self.job.config.train.max_skipped_steps {
             return Err(Error::NonFinite { step, skipped: self.guard.skipped, why });
         }
-        if !clips.is_empty() || (self.at.rank == 0 && !summary.grad_norm.is_finite()) {
+        let of_all = summary.shown == 0 || !summary.grad_norm.is_finite();
+        if !clips.is_empty() || (self.at.rank == 0 && of_all) {
             self.session.log("warn", format!("step {step} is skipped on every worker: {why}"));
         }
         Ok(())

@@ -4,10 +4,13 @@
 // Helpers outside of test functions may unwrap here too.
 #![allow(clippy::unwrap_used)]
 
+mod images;
+mod parts;
+
 use bytes::Bytes;
 use shards::{
     Error, Result,
-    format::{ClipMeta, Codec, Dataset, split_run},
+    format::{Clip, Codec, Dataset, split_run},
     ingest::{Options, Sources, Summary, ingest},
     inspect::{contact_sheet, inspect},
     ledger::{Action, LedgerEntry, decode_ledger},
@@ -52,7 +55,7 @@ impl Bench {
 
     fn sources(&self) -> Sources {
         let videos = self.dir.path().join("videos");
-        Sources { videos, labels: None, allow_unlabelled: false, split: "train".into() }
+        Sources { videos, split: "train".into(), fold: 1, ..Sources::default() }
     }
 
     fn out(&self, name: &str) -> Location {
@@ -60,7 +63,12 @@ impl Bench {
     }
 
     fn run(&self, out: &str, options: &Options) -> Result<Summary> {
-        ingest(&self.sources(), options, &self.out(out), 2, true)
+        self.ingest(&self.sources(), options, out)
+    }
+
+    fn ingest(&self, sources: &Sources, options: &Options, out: &str) -> Result<Summary> {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        ingest(&runtime, &sources.find()?, options, &self.out(out), 2, true)
     }
 
     fn open(&self, out: &str) -> Opened {
@@ -91,8 +99,8 @@ struct Opened {
 }
 
 impl Opened {
-    fn clip(&self, id: &str) -> &ClipMeta {
-        let ids: Vec<_> = self.dataset.clips.iter().map(|c| &c.clip_id).collect();
+    fn clip(&self, id: &str) -> Clip<'_> {
+        let ids: Vec<_> = self.dataset.clips.iter().map(|c| c.clip_id).collect();
         self.dataset
             .clips
             .iter()
@@ -233,7 +241,7 @@ fn time_is_kept_cut_and_resampled() {
     let options = Options { clip_seconds: Some(1.0), ..raw() };
     b.run("cut", &options).unwrap();
     let o = b.open("cut");
-    let ids: Vec<_> = o.dataset.clips.iter().map(|c| (c.clip_id.as_str(), c.num_frames)).collect();
+    let ids: Vec<_> = o.dataset.clips.iter().map(|c| (c.clip_id, c.num_frames)).collect();
     assert_eq!(ids[..3], [("steady#0000", 10), ("steady#0001", 10), ("steady#0002", 10)]);
     assert_eq!(ids[3..], [("variable#0000", 10), ("variable#0001", 5), ("variable#0002", 5)]);
     assert_eq!(o.clip("steady#0002").start_s, 2.0);
@@ -324,14 +332,14 @@ fn labels_cuts_and_splits_reach_the_index() {
     )
     .unwrap();
     let sources = Sources { labels: Some(csv), ..b.sources() };
-    ingest(&sources, &Options::default(), &b.out("out"), 2, true).unwrap();
+    b.ingest(&sources, &Options::default(), "out").unwrap();
     let o = b.open("out");
     assert_eq!(o.dataset.manifest.labels, ["run", "walk"]);
     let first = o.clip("a@0.5-1.5");
-    assert_eq!((first.num_frames, first.label, &*first.split), (10, Some(0), "train"));
+    assert_eq!((first.num_frames, first.label, first.split), (10, Some(0), "train"));
     assert_eq!(first.start_s, 0.5);
     let second = o.clip("a@2-");
-    assert_eq!((second.num_frames, second.label, second.labels.as_slice()), (10, Some(1), &[1, 0][..]));
+    assert_eq!((second.num_frames, second.label, second.labels), (10, Some(1), &[1, 0][..]));
     assert_eq!(o.dataset.manifest.splits["val"], 2);
     let report = block_on(inspect(&b.out("out"))).unwrap();
     assert_eq!(report.labels.iter().map(|l| l.clips).collect::<Vec<_>>(), [2, 2]);
@@ -363,7 +371,7 @@ fn an_interrupted_ingest_ends_in_the_same_bytes() {
         .arg(b.dir.path().join("videos"))
         .spawn()
         .unwrap();
-    let second = b.dir.path().join("killed/ingest/00001.json");
+    let second = b.dir.path().join("killed/ingest/00001/00001.json");
     while !second.exists() {
         assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
         std::thread::yield_now();
@@ -383,10 +391,10 @@ fn an_interrupted_ingest_ends_in_the_same_bytes() {
     assert!(straight == killed, "{:?} and {:?}", straight.keys(), killed.keys());
 
     // Done already: says so. Other arguments: an error. A half-done removal is finished.
-    std::fs::create_dir_all(b.dir.path().join("killed/ingest")).unwrap();
-    std::fs::write(b.dir.path().join("killed/ingest/00007.json"), "{}").unwrap();
+    std::fs::create_dir_all(b.dir.path().join("killed/ingest/00001")).unwrap();
+    std::fs::write(b.dir.path().join("killed/ingest/00001/00007.json"), "{}").unwrap();
     assert!(b.run("killed", &options).unwrap().already);
-    assert!(!b.dir.path().join("killed/ingest/00007.json").exists());
+    assert!(!b.dir.path().join("killed/ingest/00001/00007.json").exists());
     let e = b.run("killed", &raw()).unwrap_err();
     assert!(e.is_usage() && e.to_string().contains("finished dataset with other arguments"), "{e}");
     std::fs::remove_file(b.video("5.mkv")).unwrap();
@@ -399,17 +407,19 @@ fn damage_is_named_by_file_clip_and_run() {
     b.make("a.mp4", &format!("{} -pix_fmt yuv420p", halves("64x64", 2.0, 25)));
     b.run("out", &Options::default()).unwrap();
     let o = b.open("out");
-    let (clip, file) = (o.clip("a").clone(), b.dir.path().join("out").join(o.dataset.file_key(o.clip("a"))));
+    let (clip, file) = (o.clip("a"), b.dir.path().join("out").join(o.dataset.file_key(o.clip("a"))));
     let check = || block_on(verify(&b.out("out"), &mut |_, _| ())).unwrap().damage.join("\n");
     assert_eq!(check(), "");
     let whole = std::fs::read(&file).unwrap();
 
     let mut bytes = whole.clone();
-    bytes[(clip.offset + clip.run_offsets[2] + 5) as usize] ^= 1;
+    bytes[(clip.offset + clip.run_bytes(2..3).start + 5) as usize] ^= 1;
     std::fs::write(&file, &bytes).unwrap();
     let told = check();
     assert!(
-        told.contains("00000.parquet: its SHA-256") && told.contains("clip \"a\", run 2: its CRC32C"),
+        told.contains("/00000-")
+            && told.contains(".parquet: its SHA-256")
+            && told.contains("clip \"a\", run 2: its CRC32C"),
         "{told}"
     );
     let status = Command::new(env!("CARGO_BIN_EXE_marey-shards"))
@@ -493,7 +503,7 @@ fn edge_case_videos() {
     let Some(videos) = edge_videos() else { return };
     let b = Bench::new();
     let sources = Sources { videos, ..b.sources() };
-    ingest(&sources, &Options { short_side: 128, ..Options::default() }, &b.out("out"), 2, true).unwrap();
+    b.ingest(&sources, &Options { short_side: 128, ..Options::default() }, "out").unwrap();
     let o = b.open("out");
     let skipped: Vec<_> = o.ledger.iter().filter(|e| e.action == Action::Skipped).collect();
     assert!(skipped.is_empty(), "{skipped:?}");

@@ -1,12 +1,14 @@
 //! `marey-shards`: videos into clip datasets, and a look at what is in them.
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+mod dataset;
+mod ingest;
+
+use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use shards::{
     Error, bench,
-    format::Codec,
-    ingest::{Options, Sources, Summary, ingest},
     inspect::{contact_sheet, inspect, size},
+    simulate::command as simulation,
     verify::verify,
 };
 use std::{
@@ -28,56 +30,18 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Decode videos into a Parquet clip dataset; repeat the command to go on after a kill.
-    Ingest(Ingest),
+    Ingest(Box<ingest::Ingest>),
     /// Show what is in a dataset.
     Inspect(Inspect),
     /// Check every byte of a dataset; exit status 1 if anything is damaged.
     Verify(Verify),
+    /// Work out a job's requests, bytes, cache hits and cost, without reading a clip.
+    Simulate(simulation::Args),
     /// Measure how fast a dataset feeds a trainer.
     Bench(bench::Args),
-}
-
-#[derive(Args)]
-struct Ingest {
-    /// A folder of videos, searched whole, or one video.
-    videos: PathBuf,
-    /// CSV with a header: path, label (several separated by ;), and optionally split, start_s, end_s.
-    #[arg(long)]
-    labels: Option<PathBuf>,
-    /// Where the dataset goes: s3://bucket/prefix, file:///path or a path.
-    #[arg(long)]
-    out: String,
-    /// Short side of the stored frames in pixels; smaller videos stay as they are.
-    #[arg(long, default_value_t = 256)]
-    short_side: u32,
-    /// Resample to this many frames a second [default: keep every frame]
-    #[arg(long)]
-    fps: Option<f64>,
-    /// Cut each video into clips of this many seconds [default: one clip a video]
-    #[arg(long)]
-    clip_seconds: Option<f64>,
-    /// How frames are stored.
-    #[arg(long, value_enum, default_value_t = CodecName::Jpeg)]
-    codec: CodecName,
-    /// JPEG quality, 1 to 100.
-    #[arg(long, default_value_t = 90)]
-    quality: u8,
-    /// Decoding threads [default: one a core]
-    #[arg(long)]
-    jobs: Option<usize>,
-    /// Largest size of a data file, such as "256 MiB".
-    #[arg(long, default_value = "256 MiB", value_parser = parse_size)]
-    file_size: u64,
-    /// The split of videos for which the labels file names none.
-    #[arg(long, default_value = "train")]
-    split: String,
-    /// Accept videos that the labels file does not name.
-    #[arg(long)]
-    allow_unlabelled: bool,
-    /// Show no progress.
-    #[arg(long)]
-    no_progress: bool,
+    /// Datasets out of datasets: split, merge, relabel; and stats.
+    #[command(subcommand)]
+    Dataset(dataset::Dataset),
 }
 
 #[derive(Args)]
@@ -104,18 +68,14 @@ struct Verify {
     no_progress: bool,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum CodecName {
-    Jpeg,
-    Raw,
-}
-
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Ingest(args) => run_ingest(args),
+        Command::Ingest(args) => ingest::run(*args),
+        Command::Dataset(command) => dataset::run(command),
         Command::Inspect(args) => run_inspect(&args),
         Command::Verify(args) => run_verify(&args),
         Command::Bench(args) => run_bench(&args),
+        Command::Simulate(args) => runtime().and_then(|runtime| say(&simulation::command(&args, &runtime)?)),
     };
     outcome.unwrap_or_else(|e| {
         let mut text = e.to_string();
@@ -131,54 +91,6 @@ fn main() -> ExitCode {
         eprintln!("error: failed to {}", text.replace('\n', " "));
         ExitCode::from(if e.is_usage() { 2 } else { 1 })
     })
-}
-
-fn run_ingest(args: Ingest) -> Result<ExitCode, Error> {
-    let out = Location::parse(&args.out)?;
-    let options = Options {
-        short_side: args.short_side,
-        fps: args.fps,
-        clip_seconds: args.clip_seconds,
-        codec: match args.codec {
-            CodecName::Jpeg => Codec::Jpeg,
-            CodecName::Raw => Codec::Raw,
-        },
-        quality: args.quality,
-        file_size: args.file_size,
-    };
-    let sources = Sources {
-        videos: args.videos,
-        labels: args.labels,
-        allow_unlabelled: args.allow_unlabelled,
-        split: args.split,
-    };
-    let jobs = match args.jobs {
-        Some(0) => return Err(Error::Usage("use --jobs 0: it must be 1 or more".into())),
-        Some(n) => n,
-        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
-    };
-    let Summary { manifest, already, resumed, repaired } =
-        ingest(&sources, &options, &out, jobs, args.no_progress)?;
-    let t = manifest.totals;
-    let what = format!(
-        "{} clips, {} frames, {} in {} files",
-        t.clips,
-        t.frames,
-        size(t.bytes),
-        manifest.files.len()
-    );
-    if already {
-        say(&format!("{} is complete already: {what}", out.url()))?;
-    } else {
-        if resumed > 0 {
-            say(&format!("went on after {resumed} videos that were done before"))?;
-        }
-        say(&format!("{}: {what}; {} videos skipped, {repaired} repaired", out.url(), t.skipped))?;
-        if t.skipped + repaired > 0 {
-            say(&format!("see why with: marey inspect {}", out.url()))?;
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn run_inspect(args: &Inspect) -> Result<ExitCode, Error> {
@@ -200,14 +112,7 @@ fn run_inspect(args: &Inspect) -> Result<ExitCode, Error> {
 
 fn run_verify(args: &Verify) -> Result<ExitCode, Error> {
     let location = Location::parse(&args.url)?;
-    let bar = match !args.no_progress && std::io::stderr().is_terminal() {
-        true => ProgressBar::new(0),
-        false => ProgressBar::hidden(),
-    };
-    // A wrong template would only cost the looks.
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes}, {eta} left") {
-        bar.set_style(style);
-    }
+    let bar = bar(args.no_progress, "{bar:30} {bytes}/{total_bytes}, {eta} left");
     let verdict = runtime()?.block_on(verify(&location, &mut |done, total| {
         bar.set_length(total);
         bar.set_position(done);
@@ -222,6 +127,19 @@ fn run_verify(args: &Verify) -> Result<ExitCode, Error> {
     }
     say(&format!("{}: {} findings in {looked}", location.url(), verdict.damage.len()))?;
     Ok(ExitCode::from(1))
+}
+
+/// A bar on a terminal, unless `quiet`.
+fn bar(quiet: bool, template: &str) -> ProgressBar {
+    let bar = match !quiet && std::io::stderr().is_terminal() {
+        true => ProgressBar::new(0),
+        false => ProgressBar::hidden(),
+    };
+    // A wrong template would only cost the looks.
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    bar
 }
 
 fn run_bench(args: &bench::Args) -> Result<ExitCode, Error> {

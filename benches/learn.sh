@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# One whole small training in Marey and in plain PyTorch: the same initial weights, batches and rates, float32, then
+# the accuracy of both on the same held-out clips, whose labels (12 camera motions) no single frame gives away.
+#   benches/learn.sh DATASET [FOLDER]     (after `make build`; DATASET: the motion clips of `make demo`)
+# FOLDER takes 200 KB a clip and epoch.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/env.sh
+. scripts/env.sh
+data=$1 out=${2:-$(mktemp -d)}
+bin="$CARGO_TARGET_DIR/debug"
+cat >"$out/job.toml" <<TOML
+seed = 5
+[data]
+url = "$data"
+lanes = 8
+frames = 16
+augment = { crop = 64, scale = { kind = "short_side", min = 64, max = 80 }, flip = 0.0 }
+eval = { short_side = 72, crop = 64 }
+[model]
+arch = "slowfast"
+width = 16
+beta = 4
+fusion_kernel = 7
+dropout = 0.0
+[train]
+epochs = 2
+global_batch = 16
+[optimizer]
+kind = "adamw"
+lr = 1.5e-3
+weight_decay = 0.05
+[schedule]
+kind = "cosine"
+warmup_epochs = 0.25
+warmup_start_lr = 1e-4
+TOML
+rm -rf "$out/run" "$out/twin"
+"$bin/marey" train "$out/job.toml" --workers 1 --run "$out/run"
+"$bin/marey-worker" twin "$out/job.toml" --eval --out "$out/twin"
+# The losses part after some hundred steps, by rounding: what is compared is what was learned.
+scripts/reference-python benches/twin.py "$out/twin" "$out/run" --model slowfast_small --optimizer adamw \
+  --weight-decay 0.05 --tolerance inf

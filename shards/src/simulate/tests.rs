@@ -1,0 +1,212 @@
+//! The simulator against real streams, and against orders whose quality is known.
+
+use super::quality::entropy;
+use super::*;
+use crate::cache::Cache;
+use crate::format::Codec;
+use crate::plan::PlanSpec;
+use crate::sampling::Scale;
+use crate::stream::{Augment, Stream, StreamOptions, TrainPass};
+use crate::testing::write_dataset;
+use storage::RequestPolicy;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+/// 45 clips of 3 to 90 frames in a folder, 36 of them for training; windows of 6 frames, 3 apart.
+fn job(folder: &TempDir, runtime: &Runtime, repeats: u32) -> Job {
+    let clips: Vec<_> = (0..45).map(|i| (3 + i * 17 % 88, 20 + i % 9, 30 - i % 7)).collect();
+    let location = write_dataset(folder.path(), Codec::Raw, &clips);
+    let dataset = Arc::new(runtime.block_on(Dataset::open(&location)).unwrap());
+    let clips = dataset.clips_of("train").unwrap();
+    let spec = PlanSpec {
+        dataset_digest: dataset.digest.clone(),
+        seed: 3,
+        clips: clips.len() as u64,
+        lanes: 8,
+        global_batch: 8,
+        ..PlanSpec::default()
+    };
+    let scale = Scale::ShortSide { min: 16, max: 22 };
+    Job {
+        dataset,
+        clips,
+        plan: Arc::new(Plan::new(spec).unwrap()),
+        clip: ClipSpec { frames: 6, sampling_rate: 3, fps: None, single_frame: false },
+        view: View::Train { crop: 16, scale, flip: 0.5, seed: 3, repeats, augment: Augment::NONE },
+        epochs: 4,
+    }
+}
+
+/// The counters of real streams, by node and epoch; every rank of a node has a hold of its own on its cache.
+fn real(job: &Job, runtime: &Runtime, cluster: &Cluster) -> Vec<Vec<Counts>> {
+    let steps = job.plan.steps_per_epoch(0);
+    let node = |number: u32| {
+        let folder = tempfile::tempdir().unwrap();
+        let ranks =
+            number * cluster.workers_per_node..cluster.workers.min((number + 1) * cluster.workers_per_node);
+        let open = |_| Arc::new(Cache::open(folder.path(), cluster.cache, &job.dataset.digest).unwrap());
+        let caches: Vec<Arc<Cache>> = ranks.clone().map(open).collect();
+        let epoch = |epoch: u64| {
+            let mut counts = Counts::default();
+            let before: Vec<_> = caches.iter().map(|c| c.stats()).collect();
+            let options = |cache: &Arc<Cache>| StreamOptions {
+                requests: RequestPolicy { at_once: 1, hedge_share: 0.0, ..RequestPolicy::default() },
+                cache: Some(cache.clone()),
+                ..StreamOptions::new(runtime.handle().clone(), 1, 0)
+            };
+            for (rank, cache) in ranks.clone().zip(&caches) {
+                let pass = TrainPass {
+                    clips: job.clips.clone(),
+                    plan: job.plan.clone(),
+                    rank,
+                    world: cluster.workers,
+                    start: (epoch, 0),
+                    end: (epoch + 1) * steps,
+                    clip: job.clip,
+                    view: job.view.clone(),
+                };
+                let mut stream = Stream::train(job.dataset.clone(), pass, &options(cache)).unwrap();
+                while let Some(batch) = stream.next().unwrap() {
+                    counts.views += batch.labels.len() as u64;
+                    cache.flush();
+                }
+                let stats = stream.stats();
+                (counts.requests, counts.bytes) =
+                    (counts.requests + stats.requests, counts.bytes + stats.bytes);
+            }
+            for (cache, before) in caches.iter().zip(before) {
+                let now = cache.stats();
+                counts.hits += now.hits - before.hits;
+                counts.misses += now.misses - before.misses;
+                counts.hit_bytes += now.hit_bytes - before.hit_bytes;
+                counts.written_bytes += now.written_bytes - before.written_bytes;
+                counts.evicted += now.evicted - before.evicted;
+            }
+            counts
+        };
+        (0..job.epochs).map(epoch).collect()
+    };
+    (0..cluster.workers.div_ceil(cluster.workers_per_node)).map(node).collect()
+}
+
+#[test]
+fn a_real_run_counts_what_the_simulator_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = Runtime::new().unwrap();
+    let job = job(&folder, &runtime, 1);
+    for (workers, workers_per_node) in [(1, 1), (3, 1), (4, 2), (8, 8)] {
+        for cache in [0, 64 << 20] {
+            let cluster = Cluster { workers, workers_per_node, cache };
+            let said = simulate(&job, &cluster).unwrap();
+            assert_eq!(said, real(&job, &runtime, &cluster), "{cluster:?}");
+            let hits = |epoch: usize| said.iter().map(|node| node[epoch].hits).sum::<u64>();
+            assert_eq!(hits(0), 0);
+            assert_eq!(hits(3) > 0, cache > 0);
+        }
+    }
+}
+
+#[test]
+fn eight_workers_then_two_then_eight_see_the_same_batches_and_one_cache() {
+    let folder = tempfile::tempdir().unwrap();
+    let runtime = Runtime::new().unwrap();
+    // A window over the whole clip: every epoch shows the same runs.
+    let clip = ClipSpec { frames: 6, sampling_rate: 16, fps: None, single_frame: false };
+    let job = Job { clip, ..job(&folder, &runtime, 1) };
+    let steps = job.plan.steps_per_epoch(0);
+    let shared = tempfile::tempdir().unwrap();
+    let stream = |rank, world, part: std::ops::Range<u64>, cache| {
+        let pass = TrainPass {
+            clips: job.clips.clone(),
+            plan: job.plan.clone(),
+            rank,
+            world,
+            start: (part.start / steps, part.start % steps),
+            end: part.end,
+            clip: job.clip,
+            view: job.view.clone(),
+        };
+        let options = StreamOptions { cache, ..StreamOptions::new(runtime.handle().clone(), 1, 1 << 20) };
+        Stream::train(job.dataset.clone(), pass, &options).unwrap()
+    };
+    let mut alone = stream(0, 1, 0..2 * steps, None);
+    let mut shown = Vec::new();
+    let mut requests = Vec::new();
+    for (world, part) in [(8, 0..2), (2, 2..steps), (8, steps..2 * steps)] {
+        // As after a restart of every process: each opens the folder anew.
+        let open = |_| Arc::new(Cache::open(shared.path(), 64 << 20, &job.dataset.digest).unwrap());
+        let caches: Vec<Arc<Cache>> = (0..world).map(open).collect();
+        let ranks =
+            caches.iter().zip(0..).map(|(c, rank)| stream(rank, world, part.clone(), Some(c.clone())));
+        let mut ranks: Vec<Stream> = ranks.collect();
+        for step in part {
+            let whole = alone.next().unwrap().unwrap();
+            let batches: Vec<_> = ranks.iter_mut().map(|r| r.next().unwrap().unwrap()).collect();
+            let joined: Vec<u8> = batches.iter().flat_map(|b| b.frames.clone()).collect();
+            assert!(joined == whole.frames, "step {step} of {world} workers");
+            assert_eq!(batches.iter().flat_map(|b| b.positions.clone()).collect::<Vec<_>>(), whole.positions);
+            shown.extend(whole.clips);
+            caches.iter().for_each(|c| c.flush());
+        }
+        requests.push(ranks.iter().map(|r| r.stats().requests).sum::<u64>());
+    }
+    for epoch in shown.chunks(job.clips.len()) {
+        let mut clips = epoch.to_vec();
+        clips.sort_unstable();
+        assert_eq!(clips, (0..job.clips.len() as u32).collect::<Vec<_>>());
+    }
+    assert_eq!(requests[0] + requests[1], alone.stats().requests / 2);
+    assert_eq!(requests[2], 0, "the second epoch asks the store nothing");
+}
+
+#[test]
+fn a_cache_of_half_the_data_hits_half_of_it() {
+    let spec = Synthetic { clips: 2000, frames: 16, fps: 30.0, frame_bytes: 22_000, file_bytes: 8 << 20 };
+    let dataset = Arc::new(synthetic(&spec, "train").unwrap());
+    let clips = dataset.clips_of("train").unwrap();
+    let plan = |lanes, clips: &[ClipIndex]| PlanSpec {
+        dataset_digest: dataset.digest.clone(),
+        seed: 1,
+        clips: clips.len() as u64,
+        lanes,
+        global_batch: 8,
+        ..PlanSpec::default()
+    };
+    let job = Job {
+        plan: Arc::new(Plan::new(plan(8, &clips)).unwrap()),
+        clip: ClipSpec { frames: 8, sampling_rate: 2, fps: None, single_frame: false },
+        view: View::Train {
+            crop: 16,
+            scale: Scale::ShortSide { min: 16, max: 22 },
+            flip: 0.5,
+            seed: 1,
+            repeats: 1,
+            augment: Augment::NONE,
+        },
+        epochs: 5,
+        dataset: dataset.clone(),
+        clips,
+    };
+    let half = dataset.manifest.totals.bytes / 2;
+    for (workers, share) in [(1, 0.5), (2, 1.0)] {
+        let cluster = Cluster { workers, workers_per_node: 1, cache: half + half / 20 };
+        for node in simulate(&job, &cluster).unwrap() {
+            let rates: Vec<f64> = node.iter().map(Counts::hit_rate).collect();
+            assert_eq!(rates[0], 0.0);
+            assert!(rates[1..].iter().all(|r| (r - share).abs() < 0.05), "{workers} workers: {rates:?}");
+        }
+    }
+    // Workers beyond the lanes have nothing to do.
+    let e = simulate(&job, &Cluster { workers: 9, workers_per_node: 1, cache: 0 }).unwrap_err();
+    assert!(e.is_usage() && e.to_string().contains("data.lanes is 8"), "{e}");
+    let shuffled = quality(&job);
+    assert!(shuffled.clips > 0.98 && shuffled.files > 0.98, "{shuffled:?}");
+}
+
+#[test]
+fn an_order_without_distances_has_no_entropy() {
+    assert_eq!(entropy(&(0..100).collect::<Vec<u32>>()), 0.0);
+    assert_eq!(entropy(&[5]), 0.0);
+    // Distances 1, 2, 1, 2: one bit.
+    assert!((entropy(&[0, 1, 3, 4, 6]) - 2f64.ln()).abs() < 1e-12);
+}

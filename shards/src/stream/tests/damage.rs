@@ -1,0 +1,106 @@
+//! Damaged clips are left out where the job asks for that, and nothing else changes.
+
+use super::*;
+use std::collections::BTreeSet;
+
+/// Spoils the stored bytes of training clips, by their places in the split.
+fn spoil(bench: &Bench, places: impl IntoIterator<Item = u32>) {
+    let clips = bench.dataset.clips_of("train").unwrap();
+    for place in places {
+        let clip = bench.dataset.clip(clips[place as usize]);
+        let range = clip.offset as usize..(clip.offset + clip.bytes) as usize;
+        bench.damage(&bench.dataset.manifest.files[clip.file as usize].key, |b| b[range].fill(9));
+    }
+}
+
+fn quarantined(bench: &Bench, pass: TrainPass) -> Vec<Batch> {
+    let options = StreamOptions { on_damage: OnDamage::Quarantine, ..bench.options(2, 1 << 20) };
+    all(Stream::train(bench.dataset.clone(), pass, &options).unwrap()).unwrap()
+}
+
+/// A batch's rows by position: pixels and labels.
+fn rows(batch: &Batch) -> Vec<(u64, &[u8], i64)> {
+    let a_view = batch.shape[1..].iter().product();
+    let pixels = batch.frames.chunks(a_view);
+    assert_eq!(pixels.len(), batch.shape[0]);
+    batch.positions.iter().zip(pixels).zip(&batch.labels).map(|((p, x), l)| (*p, x, *l)).collect()
+}
+
+#[test]
+fn a_damaged_clip_leaves_a_hole_and_nothing_else_changes() {
+    for codec in [Codec::Raw, Codec::Jpeg] {
+        let bench = bench(codec);
+        let whole = bench.train(bench.pass(), 2, 1 << 20);
+        let lost = BTreeSet::from([whole[0].clips[0], whole[0].clips[3], whole[1].clips[7]]);
+        spoil(&bench, lost.clone());
+        let holes = quarantined(&bench, bench.pass());
+        for (batch, before) in holes.iter().zip(&whole) {
+            let kept = rows(before).into_iter().zip(&before.clips).filter(|(_, c)| !lost.contains(c));
+            let kept: Vec<_> = kept.map(|(row, _)| row).collect();
+            assert_eq!(rows(batch), kept);
+            let missing: Vec<u32> = batch.missing.iter().map(|m| m.clip).collect();
+            let expected: Vec<u32> = before.clips.iter().copied().filter(|c| lost.contains(c)).collect();
+            assert_eq!(missing, expected);
+            assert_eq!(batch.global_clips, before.global_clips, "what was planned");
+            assert!(batch.missing.iter().all(|m| m.views == 1 && m.why.contains("its CRC32C is")));
+        }
+        // Two epochs and the beginning of a third.
+        assert!(holes.iter().map(|b| b.missing.len()).sum::<usize>() >= 6);
+        for world in [2, 3] {
+            let ranks: Vec<Vec<Batch>> = (0..world)
+                .map(|rank| quarantined(&bench, TrainPass { rank, world, ..bench.pass() }))
+                .collect();
+            for (step, batch) in holes.iter().enumerate() {
+                let parts = || ranks.iter().map(|r| &r[step]);
+                assert_eq!(parts().flat_map(rows).collect::<Vec<_>>(), rows(batch));
+                assert_eq!(parts().flat_map(|b| b.missing.clone()).collect::<Vec<_>>(), batch.missing);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_whole_batch_may_be_lost() {
+    let bench = bench(Codec::Raw);
+    let whole = bench.train(bench.pass(), 2, 1 << 20);
+    spoil(&bench, whole[1].clips.clone());
+    let holes = quarantined(&bench, bench.pass());
+    assert_eq!((holes[1].shape[0], holes[1].frames.len(), holes[1].missing.len()), (0, 0, 8));
+    assert_eq!(rows(&holes[0]), rows(&whole[0]));
+    assert_eq!(rows(&holes[2]), rows(&whole[2]));
+}
+
+#[test]
+fn a_repeated_clip_is_lost_in_every_repeat() {
+    let bench = bench(Codec::Raw);
+    let View::Train { crop, scale, flip, seed, augment, .. } = VIEW else { unreachable!() };
+    let view = View::Train { crop, scale, flip, seed, repeats: 3, augment };
+    let lost = bench.train(bench.pass(), 2, 1 << 20)[0].clips[2];
+    spoil(&bench, [lost]);
+    let first = &quarantined(&bench, TrainPass { view, ..bench.pass() })[0];
+    assert_eq!(first.missing.iter().map(|m| m.clip).collect::<Vec<u32>>(), [lost; 3]);
+    assert_eq!((first.shape[0], first.global_clips), (21, 24));
+}
+
+#[test]
+fn an_evaluation_lacks_the_windows_of_a_damaged_clip() {
+    let bench = bench(Codec::Raw);
+    let clips = bench.dataset.clips_of("train").unwrap();
+    spoil(&bench, [4]);
+    let options = StreamOptions { on_damage: OnDamage::Quarantine, ..bench.options(2, 1 << 20) };
+    let pass = EvalPass { clips: clips.clone(), rank: 0, world: 1, batch: 8, clip: WINDOW, view: VIEWS };
+    let batches = all(Stream::eval(bench.dataset.clone(), pass, &options).unwrap()).unwrap();
+    let seen: Vec<u32> = batches.iter().flat_map(|b| b.clips.clone()).collect();
+    assert_eq!(seen.len(), (clips.len() - 1) * 6);
+    assert!(!seen.contains(&4));
+    let missing: Vec<Missing> = batches.iter().flat_map(|b| b.missing.clone()).collect();
+    assert_eq!(missing.iter().map(|m| (m.clip, m.views)).collect::<Vec<_>>(), [(4, 2); 3]);
+}
+
+#[test]
+fn a_missing_file_is_damage_of_its_clips() {
+    let bench = bench(Codec::Raw);
+    std::fs::remove_file(bench.folder.path().join("data/test/1.parquet")).unwrap();
+    let lost: usize = quarantined(&bench, bench.pass()).iter().map(|b| b.missing.len()).sum();
+    assert!(lost > 10, "every second clip");
+}

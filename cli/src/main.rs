@@ -73,6 +73,9 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Data {
+    /// Measure how fast a dataset feeds a trainer (marey-shards bench)
+    #[command(disable_help_flag = true)]
+    Bench(Rest),
     /// Work out a job's requests, bytes, cache hits and cost, without reading a clip (marey-shards simulate)
     #[command(disable_help_flag = true)]
     Simulate(Rest),
@@ -101,6 +104,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Ingest(rest) => become_sibling(SHARDS, Some("ingest"), &rest.args),
         Command::Inspect(rest) => become_sibling(SHARDS, Some("inspect"), &rest.args),
         Command::Verify(rest) => become_sibling(SHARDS, Some("verify"), &rest.args),
+        Command::Data(Data::Bench(rest)) => become_sibling(SHARDS, Some("bench"), &rest.args),
         Command::Data(Data::Simulate(rest)) => become_sibling(SHARDS, Some("simulate"), &rest.args),
         Command::Dataset(rest) => become_sibling(SHARDS, Some("dataset"), &rest.args),
         Command::Coordinator(rest) => become_sibling(COORDINATOR, None, &rest.args),

@@ -1,8 +1,9 @@
 //! Stored runs to pixels: decodes each needed frame, resizes its crops straight into the batch buffer and
-//! augments them there. Decoders, resizers and scratch memory are kept per thread.
+//! augments them there; a frame that is shown whole is decoded there at once. Decoders, resizers and scratch
+//! memory are kept per thread.
 
 use crate::format::{Clip, Codec, RUN_FRAMES, run_frames, split_run};
-use crate::reader::Runs;
+use crate::reader::{Runs, fetch_bytes};
 use crate::sampling::{CropBox, Cut};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
@@ -20,7 +21,7 @@ pub struct BadRun {
 /// Shows the stored `frames` of a clip through every cut; neighbours that are the same frame are
 /// decoded once.
 ///
-/// `out` is (cuts, frames, side, side, 3), RGB. Resizing is bilinear with antialiasing, as Pillow's.
+/// `out` is (cuts, frames, height, width, 3), RGB, and `size` is (width, height). Resizing is bilinear with antialiasing, as Pillow's.
 ///
 /// # Errors
 /// Names the run whose bytes are not the frames that the index promises.
@@ -30,13 +31,26 @@ pub fn decode(
     runs: &Runs,
     frames: &[u32],
     cuts: &[Cut],
-    side: u32,
+    size: (u32, u32),
     out: &mut [u8],
 ) -> Result<(), BadRun> {
     thread_local! {
         static SCRATCH: RefCell<Scratch> = RefCell::default();
     }
-    SCRATCH.with_borrow_mut(|scratch| scratch.decode(codec, clip, runs, frames, cuts, side, out))
+    SCRATCH.with_borrow_mut(|scratch| scratch.decode(codec, clip, runs, frames, cuts, size, out))
+}
+
+/// True where a view's pixels are the very bytes of whole stored runs.
+pub fn is_as_stored(codec: Codec, clip: Clip<'_>, frames: &[u32], cuts: &[Cut], size: (u32, u32)) -> bool {
+    let (Some(&first), Some(&last)) = (frames.first(), frames.last()) else { return false };
+    let runs = first % RUN_FRAMES == 0 && ((last + 1) % RUN_FRAMES == 0 || last + 1 == clip.num_frames);
+    let bytes = frames.len() as u64 * u64::from(clip.width) * u64::from(clip.height) * 3;
+    let plain = |cut: &Cut| !cut.flip && cut.ops.is_empty() && cut.erase.is_none();
+    codec == Codec::Raw
+        && runs
+        && fetch_bytes(clip, frames) == bytes
+        && frames.windows(2).all(|pair| pair[0] + 1 == pair[1])
+        && matches!(cuts, [cut] if plain(cut) && shows_all(cut, clip, size))
 }
 
 #[derive(Default)]
@@ -56,10 +70,11 @@ impl Scratch {
         runs: &Runs,
         frames: &[u32],
         cuts: &[Cut],
-        side: u32,
+        size: (u32, u32),
         out: &mut [u8],
     ) -> Result<(), BadRun> {
-        let image = side as usize * side as usize * 3;
+        let image = size.0 as usize * size.1 as usize * 3;
+        let whole = matches!(cuts, [cut] if shows_all(cut, clip, size));
         let mut split: (u32, Vec<Range<usize>>) = (u32::MAX, Vec::new());
         for (t, &frame) in frames.iter().enumerate() {
             let run = frame / RUN_FRAMES;
@@ -78,36 +93,68 @@ impl Scratch {
             }
             let place = split.1.get((frame % RUN_FRAMES) as usize).cloned();
             let stored = &bytes[place.ok_or_else(|| bad(format!("it has no frame {frame}")))?];
-            let pixels = match codec {
-                Codec::Raw => stored,
-                Codec::Jpeg => decode_jpeg(&mut self.jpeg, &mut self.pixels, stored, clip)
-                    .map_err(|e| bad(format!("frame {frame}: {e}")))?,
-            };
-            let source = ImageRef::new(clip.width, clip.height, pixels, PixelType::U8x3);
-            let source = source.map_err(|e| bad(e.to_string()))?;
-            for (i, cut) in cuts.iter().enumerate() {
-                let target = &mut out[at(i, t)..][..image];
-                resize(&mut self.resizer, &source, cut, side, target).map_err(bad)?;
-                for op in &cut.ops {
-                    op.apply(target, side, &mut self.spare);
+            if whole && codec == Codec::Raw {
+                let target = &mut out[at(0, t)..][..image];
+                target.copy_from_slice(stored);
+                self.finish(&cuts[0], size.0, target);
+                continue;
+            }
+            if codec == Codec::Jpeg {
+                let bad = |e| bad(format!("frame {frame}: {e}"));
+                let decoder = open_jpeg(&mut self.jpeg, stored, clip).map_err(bad)?;
+                if whole {
+                    let target = &mut out[at(0, t)..][..image];
+                    decode_jpeg(decoder, stored, clip, target).map_err(bad)?;
+                    self.finish(&cuts[0], size.0, target);
+                    continue;
                 }
+                self.pixels.resize(clip.width as usize * clip.height as usize * 3, 0);
+                decode_jpeg(decoder, stored, clip, &mut self.pixels).map_err(bad)?;
+            }
+            for (i, cut) in cuts.iter().enumerate() {
+                let pixels = match codec {
+                    Codec::Raw => stored,
+                    Codec::Jpeg => &self.pixels,
+                };
+                let source = ImageRef::new(clip.width, clip.height, pixels, PixelType::U8x3);
+                let source = source.map_err(|e| bad(e.to_string()))?;
+                let target = &mut out[at(i, t)..][..image];
+                resize(&mut self.resizer, &source, cut, size, target).map_err(bad)?;
+                self.finish(cut, size.0, target);
             }
         }
         for (cut, clip) in cuts.iter().zip(out.chunks_exact_mut(frames.len() * image)) {
             if let Some(erase) = &cut.erase {
-                erase.fill(clip, side);
+                erase.fill(clip, size.0);
             }
         }
         Ok(())
     }
+
+    /// What follows on cropping and resizing; `width` is the frame's.
+    fn finish(&mut self, cut: &Cut, width: u32, frame: &mut [u8]) {
+        if cut.flip {
+            let (pixels, _) = frame.as_chunks_mut::<3>();
+            pixels.chunks_exact_mut(width as usize).for_each(<[[u8; 3]]>::reverse);
+        }
+        for op in &cut.ops {
+            op.apply(frame, width, &mut self.spare);
+        }
+    }
 }
 
-fn decode_jpeg<'a>(
-    decoder: &mut Option<Decompressor>,
-    pixels: &'a mut Vec<u8>,
+/// True where the cut's crop is the stored frame, pixel for pixel.
+fn shows_all(cut: &Cut, clip: Clip<'_>, size: (u32, u32)) -> bool {
+    let (width, height) = (clip.width.into(), clip.height.into());
+    size == (clip.width, clip.height) && cut.crop == CropBox { left: 0.0, top: 0.0, width, height }
+}
+
+/// The decoder, once the header says that the frame has the clip's size.
+fn open_jpeg<'a>(
+    decoder: &'a mut Option<Decompressor>,
     jpeg: &[u8],
     clip: Clip<'_>,
-) -> Result<&'a [u8], String> {
+) -> Result<&'a mut Decompressor, String> {
     let decoder = match decoder {
         Some(decoder) => decoder,
         empty => empty.insert(Decompressor::new().map_err(|e| e.to_string())?),
@@ -118,35 +165,33 @@ fn decode_jpeg<'a>(
     if (header.width, header.height) != (width, height) {
         return Err(format!("the JPEG is {}x{}, not {width}x{height}", header.width, header.height));
     }
-    pixels.resize(width * height * 3, 0);
-    let image = turbojpeg::Image {
-        pixels: &mut pixels[..],
-        width,
-        pitch: width * 3,
-        height,
-        format: PixelFormat::RGB,
-    };
-    decoder.decompress(jpeg, image).map_err(|e| e.to_string())?;
-    Ok(pixels)
+    Ok(decoder)
+}
+
+fn decode_jpeg(
+    decoder: &mut Decompressor,
+    jpeg: &[u8],
+    clip: Clip<'_>,
+    pixels: &mut [u8],
+) -> Result<(), String> {
+    let (width, height) = (clip.width as usize, clip.height as usize);
+    let image = turbojpeg::Image { pixels, width, pitch: width * 3, height, format: PixelFormat::RGB };
+    decoder.decompress(jpeg, image).map_err(|e| e.to_string())
 }
 
 fn resize(
     resizer: &mut Resizer,
     source: &ImageRef,
     cut: &Cut,
-    side: u32,
+    (width, height): (u32, u32),
     target: &mut [u8],
 ) -> Result<(), String> {
-    let CropBox { left, top, width, height } = cut.crop;
+    let crop = cut.crop;
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(FilterType::Bilinear))
-        .crop(left, top, width, height)
+        .crop(crop.left, crop.top, crop.width, crop.height)
         .use_alpha(false);
-    let mut image = Image::from_slice_u8(side, side, target, PixelType::U8x3).map_err(|e| e.to_string())?;
-    resizer.resize(source, &mut image, &options).map_err(|e| e.to_string())?;
-    if cut.flip {
-        let (pixels, _) = target.as_chunks_mut::<3>();
-        pixels.chunks_exact_mut(side as usize).for_each(<[[u8; 3]]>::reverse);
-    }
-    Ok(())
+    let mut image =
+        Image::from_slice_u8(width, height, target, PixelType::U8x3).map_err(|e| e.to_string())?;
+    resizer.resize(source, &mut image, &options).map_err(|e| e.to_string())
 }

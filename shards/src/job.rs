@@ -1,9 +1,10 @@
 //! From a job's configuration to what decides which frames are read. The trainer and the simulator both use it.
 
-use crate::format::Dataset;
+use crate::Result;
+use crate::augment::{Augment, ColorJitter, Erasing, RandAugment};
+use crate::format::{Dataset, Manifest};
 use crate::plan::{PlanSpec, Shape, Stage};
 use crate::sampling::{ClipSpec, Scale, View};
-use crate::stream::Augment;
 use configs::Config;
 
 /// The order of `clips` training clips.
@@ -39,6 +40,35 @@ pub fn clip_spec(config: &Config) -> ClipSpec {
         fps: data.fps,
         single_frame: config.train.single_frame,
     }
+}
+
+/// What changes the pixels of the training view.
+///
+/// # Errors
+/// An unknown name among the labels that are never mirrored.
+pub fn augment(config: &Config, manifest: &Manifest) -> Result<Augment> {
+    let (data, a) = (&config.data, &config.data.augment);
+    Ok(Augment {
+        no_flip: manifest.label_ids("data.augment.no_flip", &a.no_flip)?,
+        color_jitter: a.color_jitter.map(|j| ColorJitter {
+            brightness: j.brightness,
+            contrast: j.contrast,
+            saturation: j.saturation,
+        }),
+        rand_augment: a.rand_augment.map(|r| RandAugment {
+            magnitude: r.magnitude,
+            magnitude_std: r.magnitude_std,
+            num_ops: r.num_ops,
+            prob: r.prob,
+        }),
+        erasing: a.random_erasing.map(|e| Erasing {
+            prob: e.prob,
+            area: e.area,
+            aspect: e.aspect,
+            mean: data.mean,
+            std: data.std,
+        }),
+    })
 }
 
 /// The training view, its pixels changed by `augment`, which has no say in what is read.

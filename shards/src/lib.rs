@@ -7,11 +7,12 @@
 //! 3. [`sampling`] and [`augment`]: which frames, crop, flip and changes of its pixels a sample gets, purely;
 //! 4. [`reader`]: the needed runs by ranged GET or from the [`cache`], verified;
 //! 5. [`decode`]: runs to augmented pixels in the batch buffer;
-//! 6. [`stream`]: all of it, prefetched, in order, under a byte budget.
+//! 6. [`stream`]: all of it, prefetched, in order, under a byte budget; [`bench`] measures it.
 //!
 //! [`simulate`] runs 2, 3 and the cache's core without the bytes.
 
 pub mod augment;
+pub mod bench;
 pub mod cache;
 pub mod decode;
 pub mod error;

@@ -1,5 +1,7 @@
 //! Fetches just the runs of 16 frames that a view needs, by ranged GET, and verifies each one.
 
+mod local;
+
 use crate::cache::{self, Cache, RunKey, Wanted};
 use crate::format::{Clip, ClipIndex, Dataset, RUN_FRAMES, crc32c};
 use crate::{Error, Result};
@@ -105,6 +107,8 @@ pub struct Reader {
     bytes: AtomicU64,
     needed: AtomicU64,
     refetches: AtomicU64,
+    /// Reads of local files, which no policy guards.
+    read_here: AtomicU64,
 }
 
 impl Reader {
@@ -121,6 +125,7 @@ impl Reader {
             bytes: AtomicU64::new(0),
             needed: AtomicU64::new(0),
             refetches: AtomicU64::new(0),
+            read_here: AtomicU64::new(0),
         })
     }
 
@@ -144,7 +149,7 @@ impl Reader {
         let sent = self.reads.stats();
         Stats {
             bytes: self.bytes.load(Relaxed),
-            requests: sent.sent,
+            requests: sent.sent + self.read_here.load(Relaxed),
             refetches: self.refetches.load(Relaxed),
             needed: self.needed.load(Relaxed),
             retries: sent.retries,

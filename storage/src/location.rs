@@ -9,7 +9,7 @@ use object_store::{
     local::LocalFileSystem,
     path::Path,
 };
-use std::{ops::Range, sync::Arc, time::Duration};
+use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 /// A prefix in a store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -133,11 +133,17 @@ impl Location {
         key.split('/').filter(|p| !p.is_empty()).fold(self.prefix.clone(), |p, part| p.join(part))
     }
 
+    /// The file of a key, where this location is a local folder.
+    pub fn local_file(&self, key: &str) -> Option<PathBuf> {
+        self.s3.is_none().then(|| std::path::Path::new(&self.url).join(key))
+    }
+
     /// Ranged reads by a policy. On a local disk, of it only the number at once matters.
     pub fn reads(&self, policy: RequestPolicy) -> Result<Reads> {
         let Some(builder) = &self.s3 else {
             const EVER: Duration = Duration::from_secs(365 * 24 * 3600);
-            let policy = RequestPolicy { retries: 0, hedge_share: 0.0, first_byte: EVER, whole: EVER, ..policy };
+            let policy =
+                RequestPolicy { retries: 0, hedge_share: 0.0, first_byte: EVER, whole: EVER, ..policy };
             return Ok(Reads::new(self.clone(), self.store.clone(), policy));
         };
         // No time limit and no retry of its own: the policy has them.

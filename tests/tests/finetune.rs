@@ -91,8 +91,5 @@ fn clips_of_several_labels_are_trained_and_judged_by_precision() {
     let result: Value = serde_json::from_str(&ok(&eval)).expect("JSON");
     // "even" and "odd" are half of the clips each: no ranking of 14 classes is as bad as none.
     assert!(map(&result).is_some_and(|m| m > 0.05 && m <= 1.0), "{result}");
-    refused(
-        &["train", &path(&config), "--dry-run", "--set", "loss={ kind = \"bces\" }"],
-        &["loss", "bces"],
-    );
+    refused(&["train", &path(&config), "--dry-run", "--set", "loss={ kind = \"bces\" }"], &["loss", "bces"]);
 }

@@ -6,12 +6,9 @@ pub use shards::job::{clip_spec, stages};
 use shards::{
     cache::Cache,
     format::Dataset,
-    job::train_view,
+    job::{augment, train_view},
     plan::{Plan, PlanSpec},
-    stream::{
-        Augment, ColorJitter, Erasing, EvalPass, OnDamage, RandAugment, Stream, StreamOptions, TestSampling,
-        TrainPass, View,
-    },
+    stream::{EvalPass, OnDamage, Stream, StreamOptions, TestSampling, TrainPass, View},
 };
 use std::sync::Arc;
 use storage::RequestPolicy;
@@ -63,7 +60,7 @@ impl Feed<'_> {
             start: (from.epoch, from.step_in_epoch),
             end: total,
             clip: clip_spec(self.config),
-            view: train_view(self.config, self.augment()?),
+            view: train_view(self.config, augment(self.config, &self.dataset.manifest)?),
         };
         Ok(Stream::train_of(self.set.sources.clone(), pass, &self.options())?)
     }
@@ -90,33 +87,6 @@ impl Feed<'_> {
             },
         };
         Ok(Some(Stream::eval(self.dataset.clone(), pass, &self.options())?))
-    }
-
-    /// An unknown name among the labels that are never mirrored is an error.
-    fn augment(&self) -> Result<Augment> {
-        let data = &self.config.data;
-        let a = &data.augment;
-        Ok(Augment {
-            no_flip: self.dataset.manifest.label_ids("data.augment.no_flip", &a.no_flip)?,
-            color_jitter: a.color_jitter.map(|j| ColorJitter {
-                brightness: j.brightness,
-                contrast: j.contrast,
-                saturation: j.saturation,
-            }),
-            rand_augment: a.rand_augment.map(|r| RandAugment {
-                magnitude: r.magnitude,
-                magnitude_std: r.magnitude_std,
-                num_ops: r.num_ops,
-                prob: r.prob,
-            }),
-            erasing: a.random_erasing.map(|e| Erasing {
-                prob: e.prob,
-                area: e.area,
-                aspect: e.aspect,
-                mean: data.mean,
-                std: data.std,
-            }),
-        })
     }
 
     fn options(&self) -> StreamOptions {

@@ -167,7 +167,7 @@ fn jpeg_end(b: &[u8], start: usize) -> Result<usize, (usize, &'static str)> {
 /// The first marker at or after `at` that ends entropy-coded data.
 fn scan_end(b: &[u8], mut at: usize) -> Option<usize> {
     loop {
-        at += b.get(at..)?.iter().position(|&x| x == 0xff)?;
+        at += memchr::memchr(0xff, b.get(at..)?)?;
         match *b.get(at + 1)? {
             0x00 | 0xd0..=0xd7 => at += 2,
             0xff => at += 1,

@@ -46,6 +46,8 @@ pub enum View {
         crops: u32,
         sampling: TestSampling,
     },
+    /// The stored frames as they are; for clips that are all of this size, pixels.
+    Whole { width: u32, height: u32 },
 }
 
 /// How large a part of the frame a training crop covers.
@@ -114,6 +116,14 @@ impl View {
                 }
                 (crop, short_side)
             }
+            View::Whole { width, height } => {
+                if !(1..=16_384).contains(&width) || !(1..=16_384).contains(&height) {
+                    return usage(format!(
+                        "the frames are {width}x{height} pixels; each must be in 1..=16384"
+                    ));
+                }
+                return Ok(());
+            }
         };
         if !(1..=4096).contains(&crop) || short > 16_384 {
             return usage(format!(
@@ -126,10 +136,11 @@ impl View {
         Ok(())
     }
 
-    /// Side of the square output, pixels.
-    pub fn side(&self) -> u32 {
+    /// Width and height of the output, pixels.
+    pub fn size(&self) -> (u32, u32) {
         match *self {
-            View::Train { crop, .. } | View::Eval { crop, .. } => crop,
+            View::Train { crop, .. } | View::Eval { crop, .. } => (crop, crop),
+            View::Whole { width, height } => (width, height),
         }
     }
 
@@ -138,6 +149,7 @@ impl View {
         match *self {
             View::Train { repeats, .. } => repeats,
             View::Eval { clips, crops, .. } => clips * crops,
+            View::Whole { .. } => 1,
         }
     }
 
@@ -163,6 +175,12 @@ impl View {
                 let frames = spec.test_indices(clip, sampling, view / crops, clips);
                 let along = if crops == 1 { 0.5 } else { f64::from(view % crops) / f64::from(crops - 1) };
                 let crop = eval_crop(clip, short_side, side, along);
+                Draw { frames, cut: Cut { crop, flip: false, ops: Vec::new(), erase: None } }
+            }
+            View::Whole { width, height } => {
+                let (width, height) = (width.into(), height.into());
+                let crop = CropBox { left: 0.0, top: 0.0, width, height };
+                let frames = spec.frame_indices(clip, 0.0);
                 Draw { frames, cut: Cut { crop, flip: false, ops: Vec::new(), erase: None } }
             }
         }

@@ -63,7 +63,7 @@ enum Order {
 
 impl Batches {
     pub(crate) fn train(sources: &Sources, pass: TrainPass) -> Result<Self> {
-        if !matches!(pass.view, View::Train { .. }) {
+        if matches!(pass.view, View::Eval { .. }) {
             return Err(Error::Usage("stream training clips: the view is one for evaluation".into()));
         }
         let plan = pass.plan;
@@ -129,9 +129,13 @@ impl Batches {
             return Err(Error::Usage(format!("stream clip {}: there is no such clip", bad.0)));
         }
         // What one batch can weigh at most must be a number of bytes at all.
-        let a_view = u64::from(clip.frames) * u64::from(view.side()).pow(2) * 3;
+        let (width, height) = view.size();
+        let a_view = u64::from(clip.frames) * u64::from(width) * u64::from(height) * 3;
         if largest.checked_mul(a_view).is_none_or(|b| b > isize::MAX as u64) {
             return Err(Error::Usage(format!("stream batches of {largest} views: too large for any memory")));
+        }
+        if let View::Whole { .. } = view {
+            whole_clips(sources, &clips, view.size())?;
         }
         Ok(Self { sources: sources.clone(), clips, clip, view, order, numbers })
     }
@@ -161,14 +165,13 @@ impl Batches {
             Order::Eval { part, windows } => (0, number, self.eval_items(part, *windows, number), None, None),
         };
         let views = items.iter().map(|i| i.cuts.len()).sum();
-        let (frames, side) =
-            shape.map_or((self.clip.frames, self.view.side()), |shape| (shape.frames, shape.side));
-        let side = side as usize;
+        let (frames, (width, height)) = shape
+            .map_or((self.clip.frames, self.view.size()), |shape| (shape.frames, (shape.side, shape.side)));
         let fetch = |i: &Item| fetch_bytes(self.sources.dataset(i.source).clip(i.clip), &i.frames);
         Ok(BatchPlan {
             epoch,
             step,
-            shape: [views, frames as usize, side, side, 3],
+            shape: [views, frames as usize, height as usize, width as usize, 3],
             fetch_bytes: items.iter().map(fetch).sum(),
             global_clips: global.unwrap_or(views),
             items,
@@ -211,6 +214,17 @@ impl Batches {
         let (place, position) = (sample.clip, sample.position);
         Item { source, clip, place, position, first_view, labels, frames, cuts }
     }
+}
+
+/// Frames can only be shown as they are where they all have the batch's size.
+fn whole_clips(sources: &Sources, clips: &[ClipIndex], size: (u32, u32)) -> Result<()> {
+    let other = clips.iter().map(|&c| sources.clip(c)).find(|c| (c.width, c.height) != size);
+    other.map_or(Ok(()), |clip| {
+        Err(Error::Usage(format!(
+            "stream whole clips of {}x{} pixels: clip {:?} is {}x{}; choose a crop for clips of several sizes",
+            size.0, size.1, clip.clip_id, clip.width, clip.height
+        )))
+    })
 }
 
 impl Iterator for Batches {

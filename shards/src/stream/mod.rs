@@ -21,7 +21,7 @@ use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::{Error, Result};
 pub(crate) use batches::{BatchPlan, Batches};
-use pipeline::Pending;
+use pipeline::{Pending, Spares};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use storage::RequestPolicy;
@@ -142,6 +142,7 @@ pub struct Stream {
     queue: mpsc::Receiver<Pending>,
     /// One a dataset.
     readers: Arc<[Reader]>,
+    spares: Arc<Spares>,
     /// Batches not yet handed out: a queue that closes early must not pass for the end.
     left: u64,
     failed: bool,
@@ -213,6 +214,11 @@ impl Stream {
         }
     }
 
+    /// Takes back the memory of a batch that is done with: a later one is made in it.
+    pub fn recycle(&self, batch: Batch) {
+        self.spares.put(batch.frames);
+    }
+
     /// Bytes and requests so far.
     pub fn stats(&self) -> Stats {
         self.readers.iter().map(|r| r.stats()).sum()
@@ -244,8 +250,9 @@ impl Stream {
             |d: &Arc<Dataset>| Ok(Reader::new(d.clone(), options.requests)?.with_cache(cache.clone()));
         let readers: Arc<[Reader]> = sources.datasets().map(reader).collect::<Result<Vec<_>>>()?.into();
         let left = batches.remaining();
-        let (driver, queue) = pipeline::start(readers.clone(), batches, options)?;
-        Ok(Self { queue, readers, left, failed: false, _driver: driver })
+        let spares = Arc::new(Spares::default());
+        let (driver, queue) = pipeline::start(readers.clone(), batches, spares.clone(), options)?;
+        Ok(Self { queue, readers, spares, left, failed: false, _driver: driver })
     }
 }
 

@@ -6,13 +6,13 @@
 
 use super::batches::{BatchPlan, Batches, Item};
 use super::{Batch, Missing, OnDamage, StreamOptions};
-use crate::decode::decode;
+use crate::decode::{decode, is_as_stored};
 use crate::reader::Reader;
 use crate::{Error, Result};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use futures::future::join_all;
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
@@ -29,6 +29,7 @@ const UNIT: u64 = 1024;
 pub(super) fn start(
     readers: Arc<[Reader]>,
     batches: Batches,
+    spares: Arc<Spares>,
     options: &StreamOptions,
 ) -> Result<(AbortOnDropHandle<()>, mpsc::Receiver<Pending>)> {
     let pool = ThreadPoolBuilder::new()
@@ -38,7 +39,7 @@ pub(super) fn start(
         .panic_handler(|_| ())
         .build()
         .map_err(|e| Error::Stopped(format!("start {} decode threads: {e}", options.threads)))?;
-    let maker = Arc::new(Maker { readers, pool, on_damage: options.on_damage });
+    let maker = Arc::new(Maker { readers, pool, spares, on_damage: options.on_damage });
     let (sender, queue) = mpsc::channel(QUEUE);
     let driver = options.runtime.spawn(deal(maker, batches, options.prefetch_bytes, sender));
     Ok((AbortOnDropHandle::new(driver), queue))
@@ -66,10 +67,41 @@ async fn deal(maker: Arc<Maker>, batches: Batches, prefetch_bytes: u64, queue: m
     }
 }
 
+/// Buffers of batches that the trainer is done with. New memory costs the kernel a page fault every 4 KiB,
+/// which for stored pixels is as dear as copying them.
+#[derive(Debug, Default)]
+pub(super) struct Spares(Mutex<Vec<Vec<u8>>>);
+
+impl Spares {
+    /// One is on its way to the next batch, one comes back.
+    const KEPT: usize = 2;
+
+    pub(super) fn put(&self, buffer: Vec<u8>) {
+        let mut spares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if spares.len() < Self::KEPT {
+            spares.push(buffer);
+        }
+    }
+
+    /// `bytes` bytes of whatever was there.
+    fn take(&self, bytes: usize) -> BytesMut {
+        let spare = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        match spare {
+            Some(mut buffer) if buffer.capacity() >= bytes => {
+                buffer.resize(bytes, 0);
+                // Nobody else holds it: nothing is copied.
+                Bytes::from(buffer).into()
+            }
+            _ => BytesMut::zeroed(bytes),
+        }
+    }
+}
+
 struct Maker {
     /// One a dataset.
     readers: Arc<[Reader]>,
     pool: ThreadPool,
+    spares: Arc<Spares>,
     on_damage: OnDamage,
 }
 
@@ -82,7 +114,7 @@ impl Maker {
     ) -> Result<(Batch, OwnedSemaphorePermit)> {
         let [views, frames, height, width, channels] = plan.shape;
         let a_view = frames * height * width * channels;
-        let mut rest = BytesMut::zeroed(views * a_view);
+        let mut rest = self.spares.take(views * a_view);
         let mut batch = Batch {
             epoch: plan.epoch,
             step: plan.step,
@@ -100,7 +132,7 @@ impl Maker {
         let mut jobs = Vec::with_capacity(plan.items.len());
         for item in &plan.items {
             let part = rest.split_to(item.cuts.len() * a_view);
-            jobs.push(self.show(item.clone(), width as u32, part));
+            jobs.push(self.show(item.clone(), (width as u32, height as u32), part));
         }
         drop(rest);
         let mut whole = BytesMut::new();
@@ -131,10 +163,14 @@ impl Maker {
         Ok((batch, share))
     }
 
-    /// Fetches and decodes one window into its part of the batch.
-    async fn show(&self, item: Item, side: u32, mut part: BytesMut) -> Result<BytesMut> {
+    /// Fetches and decodes one window into its part of the batch. Local files are read by the decode thread.
+    async fn show(&self, item: Item, size: (u32, u32), mut part: BytesMut) -> Result<BytesMut> {
         let (source, index) = (item.source, item.clip);
-        let runs = self.readers[source].fetch(index, &item.frames).await?;
+        let reader = &self.readers[source];
+        let fetched = match reader.is_local() {
+            true => None,
+            false => Some(reader.fetch(index, &item.frames).await?),
+        };
         let readers = self.readers.clone();
         let (answer, decoded) = oneshot::channel();
         self.pool.spawn_fifo(move || {
@@ -146,10 +182,19 @@ impl Maker {
             let dataset = reader.dataset();
             let clip = dataset.clip(item.clip);
             let codec = dataset.manifest.codec;
-            let result = decode(codec, clip, &runs, &item.frames, &item.cuts, side, &mut part)
-                .map(|()| part)
-                .map_err(|bad| reader.damaged(clip, bad.run, bad.why));
-            drop(answer.send(result));
+            let (frames, cuts) = (&item.frames, &item.cuts);
+            let mut shown = |runs| {
+                decode(codec, clip, &runs, frames, cuts, size, &mut part)
+                    .map_err(|bad| reader.damaged(clip, bad.run, bad.why))
+            };
+            let result = match fetched {
+                Some(runs) => shown(runs),
+                None if is_as_stored(codec, clip, frames, cuts, size) => {
+                    reader.read_into(item.clip, frames, &mut part)
+                }
+                None => reader.fetch_here(item.clip, frames).and_then(&mut shown),
+            };
+            drop(answer.send(result.map(|()| part)));
         });
         decoded.await.map_err(|_| {
             let clip = &self.readers[source].dataset().clip(index).clip_id;

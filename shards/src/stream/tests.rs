@@ -77,12 +77,14 @@ impl Bench {
     }
 }
 
-/// Every batch, without what the clock said.
+/// Every batch, without what the clock said. Their memory goes back to the stream, spoilt.
 fn all(mut stream: Stream) -> Result<Vec<Batch>> {
     let mut batches = Vec::new();
     while let Some(mut batch) = stream.next()? {
         batch.waited = Duration::ZERO;
-        batches.push(batch);
+        batches.push(batch.clone());
+        batch.frames.fill(0xa5);
+        stream.recycle(batch);
     }
     assert_eq!(stream.batches_left(), 0);
     assert!(stream.next().unwrap().is_none(), "the end stays the end");
@@ -157,6 +159,58 @@ fn shown_frames_are_those_of_the_clip() {
     for shown in batch.frames.chunks(8 * 20 * 20 * 3) {
         assert!(shown.chunks(20 * 20 * 3).all(|f| f == &shown[..20 * 20 * 3]));
     }
+}
+
+#[test]
+fn whole_clips_are_shown_as_they_are_stored() {
+    let all_frames = ClipSpec { frames: 20, sampling_rate: 1, fps: None, single_frame: false };
+    // The second window ends inside a run, so that its frames cannot be read to where they belong.
+    for frames in [20, 12] {
+        let bench = bench_of(Codec::Raw, &[(20, 24, 16); 10]);
+        let clip = ClipSpec { frames, ..all_frames };
+        let whole = TrainPass { clip, view: View::Whole { width: 24, height: 16 }, end: 1, ..bench.pass() };
+        let batch = bench.train(whole.clone(), 2, 1 << 20).remove(0);
+        assert_eq!(batch.shape, [8, frames as usize, 16, 24, 3]);
+        for (i, shown) in batch.frames.chunks(24 * 16 * 3).enumerate() {
+            let clip = whole.clips[batch.clips[i / frames as usize] as usize].0;
+            assert!(shown == frame(clip, i as u32 % frames, 24, 16), "frame {i}");
+        }
+    }
+    let jpeg = bench_of(Codec::Jpeg, &[(20, 24, 16); 10]);
+    let pass = |view| TrainPass { clip: all_frames, view, end: 1, ..jpeg.pass() };
+    let batch = jpeg.train(pass(View::Whole { width: 24, height: 16 }), 2, 1 << 20).remove(0);
+    let mut worst = 0;
+    for (i, shown) in batch.frames.chunks(24 * 16 * 3).enumerate() {
+        let clip = jpeg.pass().clips[batch.clips[i / 20] as usize].0;
+        let stored = frame(clip, i as u32 % 20, 24, 16);
+        worst = shown.iter().zip(&stored).map(|(a, b)| a.abs_diff(*b)).max().unwrap().max(worst);
+    }
+    assert!(worst < 40, "{worst}");
+    let refused = pass(View::Whole { width: 24, height: 20 });
+    let e = Stream::train(jpeg.dataset.clone(), refused, &jpeg.options(1, 0)).unwrap_err();
+    assert!(e.is_usage() && e.to_string().contains("is 24x16"), "{e}");
+}
+
+#[test]
+fn damage_and_loss_are_named_where_clips_are_read_to_where_they_belong() {
+    let bench = bench_of(Codec::Raw, &[(40, 24, 16); 8]);
+    let clip = ClipSpec { frames: 40, sampling_rate: 1, fps: None, single_frame: false };
+    let first_error = || {
+        let pass = TrainPass { clip, view: View::Whole { width: 24, height: 16 }, end: 1, ..bench.pass() };
+        let e =
+            all(Stream::train(bench.dataset.clone(), pass, &bench.options(2, 1 << 20)).unwrap()).unwrap_err();
+        assert!(e.is_damage(), "{e}");
+        e.to_string()
+    };
+    let clip = bench.dataset.clip(ClipIndex(2));
+    let key = bench.dataset.file_key(clip).to_owned();
+    bench.damage(&key, |bytes| bytes[(clip.offset + clip.run_bytes(1..2).start + 50) as usize] ^= 1);
+    let e = first_error();
+    assert!(e.contains("clip-002") && e.contains("run 1") && e.contains("CRC32C"), "{e}");
+    bench.damage(&key, |bytes| bytes.truncate(clip.offset as usize + 10));
+    assert!(first_error().contains("cut off"));
+    std::fs::remove_file(bench.folder.path().join(&key)).unwrap();
+    assert!(first_error().contains("missing"));
 }
 
 #[test]

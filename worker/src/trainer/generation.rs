@@ -136,6 +136,7 @@ impl<'a> Generation<'a> {
             self.record(&batch);
 
             self.report(&batch, &summary, lr, (per_epoch, total), began);
+            batches.recycle(batch);
             let ended = self.position.step == total;
             if self.position.step_in_epoch == 0 || ended {
                 self.tell_reads(&batches.stats());

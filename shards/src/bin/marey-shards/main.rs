@@ -6,7 +6,7 @@ mod ingest;
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use shards::{
-    Error,
+    Error, bench,
     inspect::{contact_sheet, inspect, size},
     simulate::command as simulation,
     verify::verify,
@@ -37,6 +37,8 @@ enum Command {
     Verify(Verify),
     /// Work out a job's requests, bytes, cache hits and cost, without reading a clip.
     Simulate(simulation::Args),
+    /// Measure how fast a dataset feeds a trainer.
+    Bench(bench::Args),
     /// Datasets out of datasets: split, merge, relabel; and stats.
     #[command(subcommand)]
     Dataset(dataset::Dataset),
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Dataset(command) => dataset::run(command),
         Command::Inspect(args) => run_inspect(&args),
         Command::Verify(args) => run_verify(&args),
+        Command::Bench(args) => run_bench(&args),
         Command::Simulate(args) => runtime().and_then(|runtime| say(&simulation::command(&args, &runtime)?)),
     };
     outcome.unwrap_or_else(|e| {
@@ -137,6 +140,16 @@ fn bar(quiet: bool, template: &str) -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+fn run_bench(args: &bench::Args) -> Result<ExitCode, Error> {
+    let report = args.run(&runtime()?)?;
+    match args.json {
+        true => {
+            say(&serde_json::to_string_pretty(&report).map_err(|e| Error::Stopped(format!("print: {e}")))?)
+        }
+        false => say(&report.text()),
+    }
 }
 
 fn runtime() -> Result<Runtime, Error> {

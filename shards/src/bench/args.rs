@@ -1,0 +1,126 @@
+//! The command line of the measurement.
+
+use super::{Report, Shown, Spec, bench};
+use crate::augment::Augment;
+use crate::format::Manifest;
+use crate::job;
+use crate::sampling::{ClipSpec, Scale, View};
+use crate::{Error, Result};
+use configs::Config;
+use serde::de::IntoDeserializer;
+use std::{path::PathBuf, time::Duration};
+use storage::Location;
+use tokio::runtime::Runtime;
+
+/// What to measure: a job's training stream, or one described here.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The dataset [default: the configuration's]
+    #[arg(required_unless_present = "config")]
+    url: Option<String>,
+    /// Feed this job: its window, augmentation, global batch, lanes and seed.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Change one key of the configuration.
+    #[arg(long, value_name = "KEY=VALUE", requires = "config")]
+    set: Vec<String>,
+    /// Hand out every stored frame as it is: no window, no crop, no augmentation.
+    #[arg(long, conflicts_with_all = ["config", "frames", "rate", "crop"])]
+    whole: bool,
+    /// Frames of a clip.
+    #[arg(long, default_value_t = 16, conflicts_with = "config")]
+    frames: u32,
+    /// Stored frames from one shown frame to the next.
+    #[arg(long, default_value_t = 1, conflicts_with = "config")]
+    rate: u32,
+    /// Side of the square crop; the short side is resized to 8/7 to 10/7 of it first, and half of the clips
+    /// are mirrored.
+    #[arg(long, default_value_t = 112, conflicts_with = "config")]
+    crop: u32,
+    /// Clips of a batch.
+    #[arg(long, default_value_t = 16, conflicts_with = "config")]
+    batch: u32,
+    /// Which clips [default: the configuration's, or train]
+    #[arg(long)]
+    split: Option<String>,
+    #[arg(long, default_value_t = 0, conflicts_with = "config")]
+    seed: u64,
+    /// Decode threads [default: the configuration's, or one a core]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Ceiling on what is prefetched, such as "256 MiB" [default: the configuration's, or 256 MiB]
+    #[arg(long, value_parser = parse_bytes)]
+    prefetch: Option<u64>,
+    /// Requests under way at once.
+    #[arg(long)]
+    requests: Option<usize>,
+    /// How long.
+    #[arg(long, default_value_t = 10.0)]
+    seconds: f64,
+    /// Stop after this many passes over the clips even if it is earlier.
+    #[arg(long, default_value_t = 1_000_000, hide_default_value = true)]
+    epochs: u64,
+    /// Measure also what the codec and the store could give at most.
+    #[arg(long)]
+    ceiling: bool,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl Args {
+    /// Measures.
+    ///
+    /// # Errors
+    /// As [`bench`]; a configuration that cannot be.
+    pub fn run(&self, runtime: &Runtime) -> Result<Report> {
+        let read = |path: &PathBuf| Config::read(path, &self.set).map_err(|e| Error::Usage(e.to_string()));
+        let config = self.config.as_ref().map(read).transpose()?;
+        let limit = Duration::try_from_secs_f64(self.seconds)
+            .map_err(|e| Error::Usage(format!("measure for {} seconds: {e}", self.seconds)))?;
+        let of_config = config.as_deref();
+        let url = self.url.as_deref().or(of_config.map(|c| &*c.data.url)).unwrap_or_default();
+        let spec = Spec {
+            split: self
+                .split
+                .clone()
+                .or(of_config.map(|c| c.data.train_split.clone()))
+                .unwrap_or_else(|| "train".into()),
+            seed: of_config.map_or(self.seed, |c| c.seed),
+            global_batch: of_config.map_or(self.batch, |c| c.train.global_batch),
+            lanes: of_config.map_or(1, |c| c.data.lanes),
+            stages: config.as_ref().map_or(vec![], job::stages),
+            drop_last: of_config.is_some_and(|c| c.data.drop_last),
+            threads: self.threads.or(of_config.map(|c| c.data.threads)).unwrap_or(0),
+            prefetch_bytes: self.prefetch.or(of_config.map(|c| c.data.prefetch.0)).unwrap_or(256 << 20),
+            requests_at_once: self.requests,
+            limit,
+            epochs: self.epochs,
+            ceiling: self.ceiling,
+        };
+        bench(runtime, &Location::parse(url)?, &spec, |dataset| match &config {
+            Some(config) => self.job(config, &dataset.manifest),
+            None if self.whole => Ok(Shown::Whole),
+            None => Ok(self.window()),
+        })
+    }
+
+    fn job(&self, config: &Config, manifest: &Manifest) -> Result<Shown> {
+        Ok(Shown::Drawn(job::clip_spec(config), job::train_view(config, job::augment(config, manifest)?)))
+    }
+
+    fn window(&self) -> Shown {
+        let crop = self.crop;
+        let clip = ClipSpec { frames: self.frames, sampling_rate: self.rate, fps: None, single_frame: false };
+        // 256 to 320 for a crop of 224: SlowFast's.
+        let scale = Scale::ShortSide { min: crop.saturating_mul(8) / 7, max: crop.saturating_mul(10) / 7 };
+        let augment = Augment::NONE;
+        Shown::Drawn(clip, View::Train { crop, scale, flip: 0.5, seed: self.seed, repeats: 1, augment })
+    }
+}
+
+fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
+    let bytes: std::result::Result<configs::Bytes, serde::de::value::Error> =
+        serde::Deserialize::deserialize(text.into_deserializer());
+    bytes.map(|b| b.0).map_err(|e| e.to_string())
+}

@@ -30,6 +30,7 @@ FAULTS = {
     "4 % of GETs stalled 45 s": ["GET * 0.04 stall 45s"],
 }
 PATIENCE = 120
+HEAD = "| loader | workers | min | median | max clips/s | Marey's median over it | CPU ms a clip | of Marey's |"
 
 
 def marey(folder, extra, environment):
@@ -56,9 +57,10 @@ def peer(name, folder, extra, environment):
     return json.loads(lines[-1])
 
 
-def variants(name, jpeg):
+def variants(name):
     """The settings that the first turn tries."""
-    for workers in (0, 2):
+    # Lance's loader hands out nothing in a second epoch of workers that stay, and starts them anew otherwise.
+    for workers in (0,) if name == "lance" else (0, 2):
         yield ["--workers", workers]
         if name == "parquet":
             yield ["--workers", workers, "--variant", "memory"]
@@ -76,7 +78,7 @@ def measure(setting, folder, repeats, environment, s3=None):
     for turn in range(repeats):
         runs["marey"].append(note("marey", marey(place, batch + ours, environment)))
         for name in ON_S3 if s3 else PEERS:
-            tried = [chosen[name]] if name in chosen else list(variants(name, jpeg))
+            tried = [chosen[name]] if name in chosen else list(variants(name))
             results = [(note(name, peer(name, folder / kind, batch + theirs + v, environment), v), v) for v in tried]
             best, chosen[name] = max(results, key=lambda r: r[0].get("rate", 0))
             runs.setdefault(name, []).append(best | {"setting": chosen[name], "tried": [r for r, _ in results]})
@@ -85,19 +87,20 @@ def measure(setting, folder, repeats, environment, s3=None):
 
 def note(name, result, setting=()):
     result["load"] = os.getloadavg()[0]
-    print(f"  {name:12} {' '.join(map(str, setting)):32} {result.get('rate', 0):9.1f} clips/s  load {result['load']:.1f}  {result.get('error', '')}", flush=True)
+    print(f"  {name:12} {' '.join(map(str, setting)):32} {result.get('rate', 0):9.1f} clips/s {result.get('cpu_seconds_per_clip', 0) * 1e3:8.3f} ms CPU  load {result['load']:.1f}  {result.get('error', '')}", flush=True)
     return result
 
 
 def table(runs):
-    """Rows of Markdown: min, median, max and the ratio of Marey's median to the peer's."""
+    """Rows of Markdown: min, median, max, CPU time a clip, and how many times the peer's are Marey's medians."""
+    cpu = {name: statistics.median(r.get("cpu_seconds_per_clip", 0) for r in all) * 1e3 for name, all in runs.items()}
     rates = {name: sorted(r.get("rate", 0) for r in all) for name, all in runs.items()}
     ours = statistics.median(rates["marey"])
     for name, r in rates.items():
         setting = " ".join(map(str, runs[name][-1].get("setting", [])[1:])).replace("--variant", "") or "-"
         median = statistics.median(r)
         times = f"{ours / median:.1f}" if median else "-"
-        yield f"| {name} | {setting} | {r[0]:.0f} | {median:.0f} | {r[-1]:.0f} | {times} |"
+        yield f"| {name} | {setting} | {r[0]:.0f} | {median:.0f} | {r[-1]:.0f} | {times} | {cpu[name]:.2f} | {cpu[name] / cpu['marey']:.1f} |"
 
 
 def faults(folder, environment, endpoint):
@@ -179,7 +182,7 @@ def main():
                     at["AWS_ENDPOINT_URL"] = inner.enter_context(store.proxy(endpoint, ["* * 1 delay 20ms"]))
                 s3 = f"s3://{store.BUCKET}" if "s3" in setting else None
                 found[setting] = measure(setting, args.folder, args.repeats, at, s3)
-            print("\n".join(["| loader | workers | min | median | max | Marey's median over it |", "|---|---|---|---|---|---|", *table(found[setting])]), flush=True)
+            print("\n".join([HEAD, "|---" * 8 + "|", *table(found[setting])]), flush=True)
     found["load_after"] = os.getloadavg()
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))

@@ -36,7 +36,7 @@ def server(folder):
     command = [
         str(weed), "server", "-s3", "-dir", str(folder / "data"), "-s3.config", str(folder / "identities.json"),
         "-ip", "127.0.0.1", "-ip.bind", "127.0.0.1", "-master.telemetry=false", "-s3.autoCreateBucket=false", "-s3.iam=false",
-        "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=64", "-master.volumeSizeLimitMB=1024",
+        "-filer.maxMB=1", "-s3.port.iceberg=0", "-s3.port.lance=0", "-volume.max=64", "-master.volumeSizeLimitMB=1024",
         f"-filer.localSocket=/tmp/marey-bench-filer-{os.getpid()}.sock", f"-s3.localSocket=/tmp/marey-bench-s3-{os.getpid()}.sock",
         *(f"-{name}={port}" for name, port in at.items()),
     ]

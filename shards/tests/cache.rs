@@ -1,4 +1,5 @@
 //! The node cache among processes: writers killed at random points, two jobs at once.
+#![allow(clippy::unwrap_used)]
 
 use shards::cache::{Cache, RunKey, Wanted};
 use shards::format::crc32c;

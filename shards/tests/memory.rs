@@ -1,4 +1,5 @@
 //! The stream's memory: what the process's own peak says of the declared budget.
+#![allow(clippy::unwrap_used)]
 
 use shards::format::{
     ClipMeta, Codec, Dataset, FORMAT, Manifest, ObjectRef, PayloadBuilder, Totals, VERSION, crc32c,

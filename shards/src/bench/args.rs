@@ -106,7 +106,8 @@ impl Args {
     }
 
     fn job(&self, config: &Config, manifest: &Manifest) -> Result<Shown> {
-        Ok(Shown::Drawn(job::clip_spec(config), job::train_view(config, job::augment(config, manifest)?)))
+        let view = job::train_view(config, job::augment(config, manifest)?);
+        Ok(Shown::Drawn(job::clip_spec(config), Box::new(view)))
     }
 
     fn window(&self) -> Shown {
@@ -115,7 +116,8 @@ impl Args {
         // 256 to 320 for a crop of 224: SlowFast's.
         let scale = Scale::ShortSide { min: crop.saturating_mul(8) / 7, max: crop.saturating_mul(10) / 7 };
         let augment = Augment::NONE;
-        Shown::Drawn(clip, View::Train { crop, scale, flip: 0.5, seed: self.seed, repeats: 1, augment })
+        let view = View::Train { crop, scale, flip: 0.5, seed: self.seed, repeats: 1, augment };
+        Shown::Drawn(clip, Box::new(view))
     }
 }
 

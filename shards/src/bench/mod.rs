@@ -28,7 +28,7 @@ use tokio::runtime::Runtime;
 pub enum Shown {
     /// All stored frames as they are; the clips must be of one length and size.
     Whole,
-    Drawn(ClipSpec, View),
+    Drawn(ClipSpec, Box<View>),
 }
 
 /// One measurement.
@@ -124,7 +124,7 @@ pub fn bench(
     let open_seconds = begun.elapsed().as_secs_f64();
     let clips = dataset.clips_of(&spec.split)?;
     let (clip, view) = match drawn(&dataset)? {
-        Shown::Drawn(clip, view) => (clip, view),
+        Shown::Drawn(clip, view) => (clip, *view),
         Shown::Whole => whole(&dataset, &clips)?,
     };
     let plan = Arc::new(Plan::new(PlanSpec {

@@ -133,7 +133,7 @@ async fn every_backend_gives_the_same_and_the_faults_of_the_way_do_not_show() {
     }
 
     let fault = |share, fault| Rule::gets(DATA, share, fault);
-    let rules = vec![
+    let rules = [
         fault(1.0, Fault::Delay(Duration::from_millis(2))),
         fault(0.15, Fault::answer(503)),
         fault(0.05, Fault::answer(500)),

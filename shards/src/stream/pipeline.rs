@@ -164,7 +164,7 @@ impl Maker {
 
     /// Fetches and decodes one window into its part of the batch. Local files are read by the decode thread.
     async fn show(&self, item: Item, size: (u32, u32), mut part: BytesMut) -> Result<BytesMut> {
-        let fetched = match self.reader.is_local() {
+        let fetched = match self.reader.reads_here() {
             true => None,
             false => Some(self.reader.fetch(item.clip, &item.frames).await?),
         };

@@ -24,7 +24,7 @@ beta = 4
 fusion_kernel = 7
 dropout = 0.0
 [train]
-epochs = 2
+epochs = 1
 global_batch = 16
 [optimizer]
 kind = "adamw"
@@ -32,7 +32,7 @@ lr = 1.5e-3
 weight_decay = 0.05
 [schedule]
 kind = "cosine"
-warmup_epochs = 0.25
+warmup_epochs = 0.1
 warmup_start_lr = 1e-4
 TOML
 rm -rf "$out/run" "$out/twin"

@@ -12,6 +12,9 @@ use std::{path::PathBuf, time::Duration};
 use storage::Location;
 use tokio::runtime::Runtime;
 
+/// How long codec and store are tried.
+const TRIAL: Duration = Duration::from_secs(3);
+
 /// What to measure: a job's training stream, or one described here.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -96,7 +99,7 @@ impl Args {
             requests_at_once: self.requests,
             limit,
             epochs: self.epochs,
-            ceiling: self.ceiling,
+            ceiling: self.ceiling.then_some(TRIAL),
         };
         bench(runtime, &Location::parse(url)?, &spec, |dataset| match &config {
             Some(config) => self.job(config, &dataset.manifest),

@@ -14,8 +14,6 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use turbojpeg::{Decompressor, Image, PixelFormat};
 
-/// How long each of both is tried, at least.
-const TRIAL: Duration = Duration::from_secs(3);
 /// Stored bytes that are held for decoding.
 const HELD: u64 = 128 << 20;
 
@@ -28,12 +26,13 @@ pub(super) fn measure(
     dataset: &Arc<Dataset>,
     pass: &TrainPass,
     options: &StreamOptions,
+    trial: Duration,
 ) -> Result<Ceiling> {
     let windows = windows(dataset, pass);
-    let get_clips_per_second = runtime.block_on(gets(dataset, &windows, options.requests.at_once))?;
+    let get_clips_per_second = runtime.block_on(gets(dataset, &windows, options.requests.at_once, trial))?;
     let decode_clips_per_second = match dataset.manifest.codec {
         Codec::Raw => None,
-        Codec::Jpeg => Some(decodes(runtime, dataset, &windows, options)?),
+        Codec::Jpeg => Some(decodes(runtime, dataset, &windows, options, trial)?),
     };
     Ok(Ceiling { decode_clips_per_second, get_clips_per_second, reached: 0.0 })
 }
@@ -49,7 +48,7 @@ fn windows(dataset: &Dataset, pass: &TrainPass) -> Vec<Window> {
 }
 
 /// Clips a second by bare ranged GETs, `at_once` of them under way.
-async fn gets(dataset: &Arc<Dataset>, windows: &[Window], at_once: usize) -> Result<f64> {
+async fn gets(dataset: &Arc<Dataset>, windows: &[Window], at_once: usize, trial: Duration) -> Result<f64> {
     let begun = now();
     let mut fetched = 0;
     let ranges = windows.iter().cycle().flat_map(|(clip, frames)| {
@@ -69,7 +68,7 @@ async fn gets(dataset: &Arc<Dataset>, windows: &[Window], at_once: usize) -> Res
     while let Some((answer, ends)) = answers.next().await {
         answer.map_err(|e| Error::Stopped(format!("measure bare requests: {e}")))??;
         fetched += u64::from(ends);
-        if begun.elapsed() >= TRIAL {
+        if begun.elapsed() >= trial {
             break;
         }
     }
@@ -82,6 +81,7 @@ fn decodes(
     dataset: &Arc<Dataset>,
     windows: &[Window],
     options: &StreamOptions,
+    trial: Duration,
 ) -> Result<f64> {
     let reader = Reader::new(dataset.clone(), options.requests)?;
     let mut held = Vec::new();
@@ -95,7 +95,7 @@ fn decodes(
     let begun = now();
     let counts: Vec<Result<u64>> = std::thread::scope(|scope| {
         let threads: Vec<_> =
-            (0..options.threads).map(|_| scope.spawn(|| decode_for(&held, begun))).collect();
+            (0..options.threads).map(|_| scope.spawn(|| decode_for(&held, begun, trial))).collect();
         let ended = || stopped("a thread ended early".into());
         threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err(ended()))).collect()
     });
@@ -128,11 +128,11 @@ fn jpegs(
     Ok(Held { width: clip.width as usize, height: clip.height as usize, jpegs })
 }
 
-fn decode_for(held: &[Held], begun: Instant) -> Result<u64> {
+fn decode_for(held: &[Held], begun: Instant, trial: Duration) -> Result<u64> {
     let mut decoder = Decompressor::new().map_err(|e| stopped(e.to_string()))?;
     let (mut pixels, mut count) = (Vec::new(), 0);
     for &Held { width, height, ref jpegs } in held.iter().cycle() {
-        if begun.elapsed() >= TRIAL {
+        if begun.elapsed() >= trial {
             break;
         }
         pixels.resize(width * height * 3, 0);

@@ -25,6 +25,7 @@ use tokio::runtime::Runtime;
 
 /// What each clip is shown as.
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "a measurement has one")]
 pub enum Shown {
     /// All stored frames as they are; the clips must be of one length and size.
     Whole,
@@ -51,8 +52,8 @@ pub struct Spec {
     pub limit: Duration,
     /// It ends after this many passes over the split.
     pub epochs: u64,
-    /// Measure also what codec and store could give at most.
-    pub ceiling: bool,
+    /// Measure also what codec and store could give at most, each for this long.
+    pub ceiling: Option<Duration>,
 }
 
 /// What came out. Rates count from the start of the stream, its first batch included.
@@ -162,8 +163,8 @@ pub fn bench(
         ..run(&dataset, pass.clone(), &options, spec.limit)?
     };
     report.peak_memory = process::peak_memory();
-    if spec.ceiling {
-        let mut ceiling = ceiling::measure(runtime, &dataset, &pass, &options)?;
+    if let Some(trial) = spec.ceiling {
+        let mut ceiling = ceiling::measure(runtime, &dataset, &pass, &options, trial)?;
         let lower =
             ceiling.decode_clips_per_second.unwrap_or(f64::INFINITY).min(ceiling.get_clips_per_second);
         ceiling.reached = report.clips_per_second / lower;
@@ -319,7 +320,7 @@ mod tests {
             requests_at_once: Some(8),
             limit: Duration::from_secs(60),
             epochs: 3,
-            ceiling: true,
+            ceiling: Some(Duration::from_millis(100)),
         }
     }
 

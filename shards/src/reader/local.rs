@@ -13,9 +13,10 @@ use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 
 impl Reader {
-    /// True where the dataset lies in a local folder: then [`Reader::fetch_here`] serves.
-    pub fn is_local(&self) -> bool {
-        self.dataset.location.local_file("").is_some()
+    /// True where the dataset lies in a local folder and no cache stands before it, as it may before a network's
+    /// folder: then [`Reader::fetch_here`] serves.
+    pub fn reads_here(&self) -> bool {
+        self.cache.is_none() && self.dataset.location.local_file("").is_some()
     }
 
     /// [`Reader::fetch`] in this thread, from a local folder: the decoder finds the bytes in its core's cache.

@@ -167,7 +167,7 @@ impl Maker {
     async fn show(&self, item: Item, size: (u32, u32), mut part: BytesMut) -> Result<BytesMut> {
         let (source, index) = (item.source, item.clip);
         let reader = &self.readers[source];
-        let fetched = match reader.is_local() {
+        let fetched = match reader.reads_here() {
             true => None,
             false => Some(reader.fetch(index, &item.frames).await?),
         };

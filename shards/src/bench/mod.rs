@@ -25,7 +25,6 @@ use tokio::runtime::Runtime;
 
 /// What each clip is shown as.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "a measurement has one")]
 pub enum Shown {
     /// All stored frames as they are; the clips must be of one length and size.
     Whole,

@@ -1,4 +1,4 @@
-//! Damaged clips are left out where the job asks for that, and nothing else changes.
+//! Damage is named by file, clip and run; where the job asks for it, the clip is left out and nothing else changes.
 
 use super::*;
 use std::collections::BTreeSet;
@@ -103,4 +103,80 @@ fn a_missing_file_is_damage_of_its_clips() {
     std::fs::remove_file(bench.folder.path().join("data/test/1.parquet")).unwrap();
     let lost: usize = quarantined(&bench, bench.pass()).iter().map(|b| b.missing.len()).sum();
     assert!(lost > 10, "every second clip");
+}
+
+#[test]
+fn a_flipped_byte_is_named_by_file_clip_and_run() {
+    for codec in [Codec::Raw, Codec::Jpeg] {
+        let bench = bench_of(codec, &[(40, 24, 24); 4]);
+        let clip = bench.dataset.clip(ClipIndex(2));
+        let at = (clip.offset + clip.run_bytes(1..2).start + 50) as usize;
+        bench.damage("data/test/0.parquet", |bytes| bytes[at] ^= 1);
+        let view = train_view(16, 16, 16, 0.0);
+        let window = ClipSpec { frames: 40, sampling_rate: 1, fps: None, single_frame: false };
+        let pass = TrainPass { clip: window, view, end: 1, ..bench.pass() };
+        let mut stream = Stream::train(bench.dataset.clone(), pass, &bench.options(2, 1 << 20)).unwrap();
+        let e = stream.next().unwrap_err();
+        let Error::DamagedClip { file, clip, run, .. } = &e else { panic!("{e}") };
+        assert!(file.ends_with("data/test/0.parquet"), "{file}");
+        assert_eq!((clip.as_str(), *run), ("clip-002", 1), "{e}");
+        assert_eq!(stream.stats().refetches, 1);
+        assert!(stream.next().unwrap_err().to_string().contains("earlier error"));
+    }
+}
+
+#[test]
+fn the_first_error_in_order_is_the_one_reported() {
+    let bench = bench(Codec::Raw);
+    let order: Vec<u32> =
+        (0..3).flat_map(|s| bench.pass().plan.global_batch(0, s)).map(|sample| sample.clip).collect();
+    let clips = bench.pass().clips;
+    // The third batch and, in it, everything else is damaged; the first two are whole.
+    for &place in &order[16..] {
+        let clip = bench.dataset.clip(clips[place as usize]);
+        let range = clip.offset as usize..(clip.offset + clip.bytes) as usize;
+        bench.damage(&bench.dataset.manifest.files[clip.file as usize].key, |b| b[range].fill(9));
+    }
+    let mut stream = Stream::train(bench.dataset.clone(), bench.pass(), &bench.options(2, 1 << 20)).unwrap();
+    assert!(stream.next().unwrap().is_some() && stream.next().unwrap().is_some());
+    let expected = bench.dataset.clip(clips[order[16] as usize]).clip_id;
+    match stream.next().unwrap_err() {
+        Error::DamagedClip { clip, .. } => assert_eq!(&clip, expected),
+        e => panic!("{e}"),
+    }
+}
+
+#[test]
+fn a_file_cut_off_or_gone_is_named() {
+    let bench = bench(Codec::Raw);
+    bench.damage("data/test/1.parquet", |bytes| bytes.truncate(20_000));
+    let e = bench.first_error();
+    assert!(e.is_damage(), "{e}");
+    let text = e.to_string();
+    assert!(
+        text.contains("data/test/1.parquet") && text.contains("clip-") && text.contains("cut off"),
+        "{text}"
+    );
+    std::fs::remove_file(bench.folder.path().join("data/test/1.parquet")).unwrap();
+    let e = bench.first_error();
+    assert!(e.is_damage() && e.to_string().contains("missing"), "{e}");
+}
+
+#[test]
+fn a_jpeg_of_another_size_is_an_error_of_its_run() {
+    let bench = bench_of(Codec::Jpeg, &[(20, 24, 16); 2]);
+    let mut manifest = std::fs::read_to_string(bench.folder.path().join(MANIFEST_KEY)).unwrap();
+    let mut clips = bench.dataset.clips.to_rows();
+    clips[0].width = 16_000;
+    let index = crate::format::encode_index(&clips).unwrap();
+    manifest = manifest.replace(&bench.dataset.manifest.index.sha256, &storage::sha256_hex(&index));
+    let bytes = |n: usize| format!("\"bytes\": {n},");
+    manifest = manifest.replace(&bytes(bench.dataset.manifest.index.bytes as usize), &bytes(index.len()));
+    std::fs::write(bench.folder.path().join(MANIFEST_KEY), manifest).unwrap();
+    std::fs::write(bench.folder.path().join("index.parquet"), index).unwrap();
+    let location = bench.dataset.location.clone();
+    let dataset = Arc::new(bench.runtime.block_on(Dataset::open(&location)).unwrap());
+    let bench = Bench { dataset, ..bench };
+    let e = bench.first_error().to_string();
+    assert!(e.contains("clip-000") && e.contains("24x16, not 16000x16"), "{e}");
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One whole small training in Marey and in plain PyTorch: the same initial weights, batches and rates, float32, then
-# the accuracy of both on the same held-out clips, whose labels (12 camera motions) no single frame gives away.
-#   benches/learn.sh DATASET [FOLDER]     (after `make build`; DATASET: the motion clips of `make demo`)
+# the accuracy of both on the same held-out clips, whose labels (camera motions) no single frame gives away.
+#   benches/learn.sh DATASET [FOLDER]     (after `make build`; DATASET: the motion clips of `make demo`, or some labels of them)
 # FOLDER takes 60 KB a clip and epoch.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -26,10 +26,10 @@ fusion_kernel = 7
 dropout = 0.0
 [train]
 epochs = 1
-global_batch = 16
+global_batch = 8
 [optimizer]
 kind = "adamw"
-lr = 1.5e-3
+lr = 1e-3
 weight_decay = 0.05
 [schedule]
 kind = "cosine"

@@ -87,10 +87,10 @@ impl Server {
             dataset_digest: dataset_digest.clone(),
             workers: config.cluster.workers,
             min_workers: config.cluster.min_workers.max(1),
-            max_workers: config.data.lanes,
+            max_workers: config.cluster.max_workers.unwrap_or(config.data.lanes),
             gather: config.cluster.gather.duration(),
-            lost_after: config.cluster.lost_after.duration(),
-            stuck_after: config.cluster.stuck_after.duration(),
+            beat_timeout: config.cluster.beat_timeout.duration(),
+            step_timeout: config.cluster.step_timeout.duration(),
             collective_timeout: config.cluster.collective_timeout.duration(),
             keep: config.checkpoint.keep,
         };

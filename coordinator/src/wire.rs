@@ -7,7 +7,7 @@ use proto::v1;
 pub fn event(worker: WorkerId, message: v1::WorkerMessage) -> Option<Event> {
     use v1::worker_message::Kind;
     Some(match message.kind? {
-        Kind::Hello(_) => return None,
+        Kind::Hello(_) | Kind::Leaving(_) | Kind::Left(_) => return None,
         Kind::Beat(b) => Event::Beat { worker, beat: beat(b) },
         Kind::Step(r) => Event::Step { worker, report: step(r) },
         Kind::Eval(r) => Event::Eval { worker, report: eval(r) },
@@ -53,7 +53,7 @@ pub fn directive(d: Directive) -> v1::Directive {
         Directive::Committed { step } => Kind::Committed(v1::Committed { step: step.0 }),
         Directive::Shutdown { ok, reason } => Kind::Shutdown(v1::Shutdown { ok, reason }),
     };
-    v1::Directive { kind: Some(kind) }
+    v1::Directive { kind: Some(kind), coordinator: 0 }
 }
 
 /// A notice for those who watch.

@@ -143,6 +143,7 @@ async fn hello(job: &Running, name: &str) -> v1::Hello {
         device: "cpu:0".into(),
         config_digest: job.config_digest,
         dataset_digest: job.dataset_digest,
+        ..Default::default()
     }
 }
 

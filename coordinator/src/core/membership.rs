@@ -127,11 +127,11 @@ impl Members {
 
     /// Workers that have been silent for too long, and why each is given up.
     pub fn silent(&self, now: Now, settings: &Settings) -> Vec<(WorkerId, String)> {
-        let limit = settings.lost_after;
+        let limit = settings.beat_timeout;
         self.by_id
             .values()
             .filter(|m| now.since(m.heard_at) > limit)
-            .map(|m| (m.id, format!("no beat for {:.1} s (cluster.lost_after)", limit.as_secs_f64())))
+            .map(|m| (m.id, format!("no beat for {:.1} s (cluster.beat_timeout)", limit.as_secs_f64())))
             .collect()
     }
 

@@ -282,10 +282,10 @@ impl Core {
         let mut lost = self.members.silent(now, &self.settings);
         if let State::Running(r) = &self.state {
             let s = &self.settings;
-            for id in r.unfinished().filter(|id| self.members.stands_still(now, *id, s.stuck_after)) {
+            for id in r.unfinished().filter(|id| self.members.stands_still(now, *id, s.step_timeout)) {
                 if !lost.iter().any(|(l, _)| *l == id) {
-                    let seconds = s.stuck_after.as_secs_f64();
-                    lost.push((id, format!("no progress for {seconds:.1} s (cluster.stuck_after)")));
+                    let seconds = s.step_timeout.as_secs_f64();
+                    lost.push((id, format!("no progress for {seconds:.1} s (cluster.step_timeout)")));
                 }
             }
         }

@@ -13,8 +13,8 @@ pub fn settings() -> Settings {
         min_workers: 1,
         max_workers: 4,
         gather: Duration::from_secs(30),
-        lost_after: Duration::from_secs(10),
-        stuck_after: Duration::from_secs(60),
+        beat_timeout: Duration::from_secs(10),
+        step_timeout: Duration::from_secs(60),
         collective_timeout: Duration::from_secs(20),
         keep: 2,
     }
@@ -314,7 +314,7 @@ fn silence_and_standstill_are_losses() {
     let stops = job.stops();
     assert_eq!(stops.len(), 1, "{stops:?}");
     assert_eq!(stops[0].0, 1);
-    assert!(stops[0].1.contains("no progress for 60.0 s (cluster.stuck_after)"), "{stops:?}");
+    assert!(stops[0].1.contains("no progress for 60.0 s (cluster.step_timeout)"), "{stops:?}");
 }
 
 #[test]

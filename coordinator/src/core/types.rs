@@ -314,8 +314,8 @@ pub struct Settings {
     /// The plan's lanes: more workers than this have nothing to do.
     pub max_workers: u32,
     pub gather: Duration,
-    pub lost_after: Duration,
-    pub stuck_after: Duration,
+    pub beat_timeout: Duration,
+    pub step_timeout: Duration,
     pub collective_timeout: Duration,
     /// Newest checkpoints kept; at least one.
     pub keep: usize,

@@ -65,6 +65,9 @@ pub enum Error {
     /// An evaluation is not whole; what is finished of it stays.
     #[error("{0}")]
     Evaluation(String),
+    /// The coordinator has ended this worker's session: the job failed, or this worker was given up.
+    #[error("finish the job: {0}")]
+    Dismissed(String),
     /// The job ended without success.
     #[error("finish the job: {0}")]
     JobFailed(String),
@@ -93,13 +96,12 @@ impl Error {
     pub fn is_own(&self) -> bool {
         matches!(
             self,
-            Error::Misfit(_) | Error::SentAway(_) | Error::Alone { .. } | Error::Coordinator { .. }
+            Error::Misfit(_)
+                | Error::SentAway(_)
+                | Error::Dismissed(_)
+                | Error::Alone { .. }
+                | Error::Coordinator { .. }
         )
-    }
-
-    /// How a trainer that was in the job ends by this: only one that was sent away is worth another.
-    pub fn of_trainer(self) -> Self {
-        if matches!(self, Error::SentAway(_)) { self } else { Error::Final(Box::new(self)) }
     }
 
     /// 2 where the user must change something, else 1; a trainer's final failures have their own.

@@ -7,12 +7,13 @@ use std::{
     time::Duration,
 };
 use storage::Location;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 
 /// Where coordinators keep their journal, one JSON object an entry.
 const JOURNAL: &str = "coordinator/journal";
-/// So many entries back, at most, the newest claim is looked for.
-const LOOK_BACK: usize = 200;
+/// A coordinator that goes on answers within this.
+const ASK: Duration = Duration::from_secs(3);
 
 /// Opens a channel to the coordinator with keep-alive, so that a dead peer or network is noticed.
 pub async fn connect(address: &str) -> Result<Channel> {
@@ -46,22 +47,19 @@ pub async fn get_job(channel: Channel, address: &str) -> Result<v1::Job> {
     Ok(job)
 }
 
-/// The address that the newest claim in the run's journal names. `None`: there is no claim, or it names none.
-pub async fn claimed(run: &Location) -> Result<Option<String>> {
-    let mut keys: Vec<String> = run.list(JOURNAL).await?.into_iter().map(|o| o.key).collect();
-    keys.retain(|k| k.ends_with(".json"));
+/// Where the coordinator that wrote last to the run's journal is reached. `None`: nobody has, or left no address.
+pub async fn leader(run: &Location) -> Result<Option<String>> {
     // Numbers have leading zeros.
-    keys.sort();
-    for key in keys.iter().rev().take(LOOK_BACK) {
-        let entry: serde_json::Value = match serde_json::from_slice(&run.get(key).await?) {
-            Ok(entry) => entry,
-            Err(_) => continue,
-        };
-        if entry["kind"] == "claim" {
-            return Ok(entry["address"].as_str().filter(|a| !a.is_empty()).map(String::from));
-        }
-    }
-    Ok(None)
+    let Some(last) = run.list(JOURNAL).await?.into_iter().map(|o| o.key).max() else { return Ok(None) };
+    let entry: serde_json::Value = serde_json::from_slice(&run.get(&last).await?).unwrap_or_default();
+    Ok(entry["address"].as_str().filter(|a| !a.is_empty()).map(String::from))
+}
+
+/// Whether the job of the coordinator at the other end is over, or it cannot be asked.
+pub async fn is_over(channel: Channel) -> bool {
+    let asked = CoordinatorClient::new(channel);
+    let status = timeout(ASK, async { asked.clone().status(v1::StatusRequest {}).await }).await;
+    !matches!(status, Ok(Ok(reply)) if reply.get_ref().state != "ended")
 }
 
 /// This host's address on the way to the coordinator: what the collectives listen on. No packet is sent.
@@ -101,20 +99,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_newest_claim_names_the_address() {
+    async fn the_last_entry_names_the_address() {
         let dir = tempfile::tempdir().unwrap();
         let run = Location::parse(dir.path().to_str().unwrap()).unwrap();
-        assert_eq!(claimed(&run).await.unwrap(), None);
-        let entries = [
-            r#"{"kind":"claim","address":"a:1"}"#,
-            r#"{"kind":"generation","generation":1}"#,
-            r#"{"kind":"claim","address":"b:2"}"#,
-            r#"{"kind":"generation","generation":2}"#,
-            r#"not JSON"#,
-        ];
+        assert_eq!(leader(&run).await.unwrap(), None);
+        let entries = [r#"{"kind":"claim","address":"a:1"}"#, r#"{"kind":"generation","address":"b:2"}"#];
         for (i, text) in entries.iter().enumerate() {
-            run.put(&format!("{JOURNAL}/{:010}.json", i + 8), text.as_bytes().to_vec()).await.unwrap();
+            run.put(&format!("{JOURNAL}/{:010}.json", i + 9), text.as_bytes().to_vec()).await.unwrap();
         }
-        assert_eq!(claimed(&run).await.unwrap().as_deref(), Some("b:2"));
+        assert_eq!(leader(&run).await.unwrap().as_deref(), Some("b:2"));
+        run.put(&format!("{JOURNAL}/0000000011.json"), b"{}".to_vec()).await.unwrap();
+        assert_eq!(leader(&run).await.unwrap(), None);
     }
 }

@@ -182,7 +182,7 @@ impl Link {
             let mut addresses = vec![self.address.clone()];
             if looked.is_none_or(|at| at.elapsed() >= LOOK) {
                 looked = Some(now());
-                match timeout(ANSWER, find::claimed(&self.run)).await {
+                match timeout(ANSWER, find::leader(&self.run)).await {
                     Ok(Ok(Some(address))) if address != self.address => addresses.push(address),
                     Ok(Err(e)) => tracing::debug!("failed to look for the coordinator: failed to {e}"),
                     _ => {}

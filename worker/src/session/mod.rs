@@ -17,7 +17,7 @@ mod progress;
 mod standing;
 mod watch;
 
-pub use find::{claimed, connect, get_job, local_address};
+pub use find::{connect, get_job, leader, local_address};
 pub use progress::{Progress, Timing};
 
 use crate::{Error, Result};
@@ -150,6 +150,13 @@ impl Session {
         self.channel.clone()
     }
 
+    /// After the coordinator has ended this worker's session badly: whether the job is over, and not only this
+    /// worker's part in it.
+    pub fn is_job_over(&self, runtime: &Handle) -> bool {
+        let channel = self.channel.borrow().clone();
+        runtime.block_on(find::is_over(channel))
+    }
+
     /// Sends a report; it waits for the next connection where there is none.
     pub fn send(&self, kind: Kind) {
         // The task ends only after it has told the trainer so.
@@ -273,7 +280,7 @@ impl Session {
                     tracing::info!("the coordinator lets this worker go: {}", s.reason);
                     self.done = true;
                 }
-                Shutdown(s) => return Err(Error::JobFailed(s.reason)),
+                Shutdown(s) => return Err(Error::Dismissed(s.reason)),
                 Welcome(_) => {}
             },
         }

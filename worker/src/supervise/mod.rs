@@ -203,7 +203,7 @@ async fn tell(address: String, run: Location, report: v1::ExitReport) {
             return Some(());
         }
         // It may have moved.
-        let moved = session::claimed(&run).await.ok()??;
+        let moved = session::leader(&run).await.ok()??;
         to(&moved).await.map(|_| ())
     });
     if !matches!(told.await, Ok(Some(()))) {

@@ -82,34 +82,38 @@ pub fn run(options: TrainerOptions) -> Result<()> {
     collective::keep_pages();
     tch::set_num_threads(options.threads as i32);
     let (job, mut session, mut kept) = join(options, runtime, &signals)?;
-    while let Some(assignment) = session.wait_assignment().map_err(Error::of_trainer)? {
+    generations(&job, &mut session, &mut kept).map_err(|e| match e {
+        // It is the job that has changed, or this process that was given up: a fresh one may be welcome.
+        Error::SentAway(_) => e,
+        Error::Dismissed(_) if !session.is_job_over(job.runtime.handle()) => e,
+        e => Error::Final(Box::new(e)),
+    })
+}
+
+/// One generation after the other.
+fn generations(job: &Job, session: &mut Session, kept: &mut Kept) -> Result<()> {
+    while let Some(assignment) = session.wait_assignment()? {
         let generation = assignment.generation;
-        let trained =
-            Generation::enter(&job, &mut session, &mut kept, assignment).and_then(|mut g| g.train());
-        match trained {
+        match Generation::enter(job, session, kept, assignment).and_then(|mut g| g.train()) {
             Ok(()) => {}
             Err(e) if e.is_rejoin() => {
                 let step = kept.position.step;
-                kept.break_off(&session);
+                kept.break_off(session);
                 tracing::warn!("step {} of generation {generation} is given up: failed to {e}", step + 1);
                 // Where the coordinator has ended the generation it needs no word of that.
                 if !matches!(e, Error::GenerationOver { .. }) {
-                    session.send(Message::Failed(v1::StepFailed {
-                        generation,
-                        step,
-                        error: e.to_string(),
-                        fatal: false,
-                    }));
+                    let (error, fatal) = (e.to_string(), false);
+                    session.send(Message::Failed(v1::StepFailed { generation, step, error, fatal }));
                 }
                 session.progress().at("waiting", generation, kept.position.epoch, step);
             }
             Err(e) => {
                 if !e.is_own() {
-                    let (step, error) = (kept.position.step, e.to_string());
-                    session.send(Message::Failed(v1::StepFailed { generation, step, error, fatal: true }));
+                    let (step, error, fatal) = (kept.position.step, e.to_string(), true);
+                    session.send(Message::Failed(v1::StepFailed { generation, step, error, fatal }));
                     session.flush(Duration::from_secs(2));
                 }
-                return Err(e.of_trainer());
+                return Err(e);
             }
         }
     }
@@ -202,7 +206,7 @@ async fn reach(options: &TrainerOptions) -> Result<(String, Channel, v1::Job)> {
         };
         let Some((run, patience)) = &options.look else { return Err(failed) };
         // It may have moved.
-        if let Ok(Some(address)) = session::claimed(run).await
+        if let Ok(Some(address)) = session::leader(run).await
             && let Ok(reached) = reach_at(address).await
         {
             return Ok(reached);

@@ -23,7 +23,7 @@ use tokio::{
     net::TcpListener,
     sync::{Mutex, mpsc},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::transport::server::TcpIncoming;
 
 /// Inputs that may wait for the driver before sessions are slowed down.
@@ -157,14 +157,15 @@ impl Server {
         let coordinator = v1::coordinator_server::CoordinatorServer::new(service.clone())
             .max_decoding_message_size(LARGEST_MESSAGE);
         let store = v1::store_server::StoreServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
-        let mut serving = tokio::spawn(
+        // Whoever drops this future ends the server with it.
+        let mut serving = AbortOnDropHandle::new(tokio::spawn(
             tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(proto::KEEPALIVE_EVERY))
                 .http2_keepalive_timeout(Some(proto::KEEPALIVE_TIMEOUT))
                 .add_service(coordinator)
                 .add_service(store)
                 .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()),
-        );
+        ));
         let outcome = tokio::select! {
             outcome = driver.run(inputs, signals) => outcome,
             // The listener does not end by itself unless it failed.

@@ -21,7 +21,7 @@ pub(super) struct Waiting {
 
 impl Waiting {
     pub fn at_start(last: &Membership) -> Self {
-        let restored = (last.generation > Generation(0)).then(|| Running::restored(last));
+        let restored = (!last.names.is_empty()).then(|| Running::restored(last));
         Self { fresh: true, first_at: None, not_before: Now::default(), restored }
     }
 

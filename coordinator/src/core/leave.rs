@@ -43,11 +43,11 @@ impl Core {
             State::Ended { .. } => return,
         };
         if self.stopping.is_some() {
-            let text = format!("the job was told twice to stop; {}", self.from_where());
+            let text = format!("the job was told twice to stop; {}", self.next_start());
             return self.end(now, false, text, out);
         }
         if !going_on {
-            return self.end(now, true, format!("stopped; {}", self.from_where()), out);
+            return self.end(now, true, format!("stopped; {}", self.next_start()), out);
         }
         self.stopping = Some(now);
         let text = "the job was told to stop: it takes a checkpoint first".into();
@@ -56,7 +56,7 @@ impl Core {
     }
 
     /// Where the next start begins, in words.
-    fn from_where(&self) -> String {
+    fn next_start(&self) -> String {
         match self.commits.newest() {
             Some(step) => format!("start it again to go on from the checkpoint of step {step}"),
             None => "there is no checkpoint yet, so the next start begins anew".into(),
@@ -132,7 +132,7 @@ impl Core {
             let seconds = self.settings.stop_grace.as_secs_f64();
             let text = format!(
                 "the job was told to stop, and had no checkpoint within {seconds:.0} s (cluster.stop_grace); {}",
-                self.from_where()
+                self.next_start()
             );
             self.end(now, false, text, out);
         }

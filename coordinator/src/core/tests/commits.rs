@@ -83,6 +83,7 @@ fn a_set_that_becomes_whole_after_its_generation_counts_unless_its_step_was_done
         let mut job = Job::running(settings(), 2);
         job.step(1, 1, 10);
         job.shard(1, 1, 10, 0, 2);
+        job.look();
         job.event(Event::Hello { worker: WorkerId(8), hello: hello(2) }); // a new session of w2
         job.pass(SETTLE, &[1, 8]);
         assert_eq!(job.assigned().len(), 2);

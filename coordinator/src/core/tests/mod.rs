@@ -7,7 +7,7 @@ mod losses;
 mod restart;
 
 pub use super::*;
-pub use std::{collections::BTreeMap, time::Duration};
+pub use std::time::Duration;
 
 const MS: Duration = Duration::from_millis(1);
 

@@ -113,7 +113,8 @@ fn a_replaced_worker_leaves_no_trace() {
         .find(|e| e["kind"] == "generation")
         .map(|e| e["members"][1].as_str().expect("a name").to_string())
         .expect("a generation");
-    let victim = workers.iter().map(trainer).find(|pid| members.contains(&format!("-{pid}-"))).expect("rank 1");
+    let victim =
+        workers.iter().map(trainer).find(|pid| members.contains(&format!("-{pid}-"))).expect("rank 1");
     kill(victim);
     coordinator.wait_line(&["lost worker"]);
     coordinator.finish();

@@ -173,7 +173,7 @@ impl State {
             bytes.resize(tensor.numel() * tensor.f_kind()?.elt_size_in_bytes(), 0u8);
             // In row-major order, whatever its device and memory format.
             tensor.f_detach()?.f_copy_data_u8(&mut bytes, tensor.numel())?;
-            sums.update(crc32c::crc32c(&bytes).to_le_bytes());
+            sums.update(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &bytes).to_le_bytes());
         }
         let all: [u8; 32] = sums.finalize().into();
         Ok(all[..8].iter().fold(0, |n, b| n << 8 | u64::from(*b)))

@@ -6,7 +6,8 @@ use crate::{
     batch::Normalise,
     checkpoint::{
         layout::{Header, Place},
-        load, save,
+        save,
+        shared::Shared,
     },
     device::Device,
     ema::Ema,
@@ -333,30 +334,29 @@ impl Exchange for OverRanks {
     }
 }
 
-/// Rank 0 reads the newest whole checkpoint, or the weights that a new run starts from; the group gets position
-/// and tensors from it.
+/// The ranks read the newest whole checkpoint together; or rank 0 the weights that a new run starts from, which
+/// the others get from it.
 fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: &mut State) -> Result<Place> {
-    let mut position = Place::default();
-    if at.rank == 0 {
-        let loaded = job.runtime.block_on(load::load_best(&job.run, |text| session.log("warn", text)))?;
-        match (loaded, &job.config.train.init) {
-            (Some(loaded), _) => {
-                position = state.load(&job.config, &job.dataset, &job.set.plan, loaded)?;
-                session.log("info", format!("resumed from the checkpoint of step {}", position.step));
-            }
-            (None, Some(url)) => {
-                let (labels, log) =
-                    (&job.dataset.manifest.labels, |level: &str, text| session.log(level, text));
-                job.runtime.block_on(init::start(url, &job.config, labels, &mut state.model, log))?;
-                state.ema.as_ref().map_or(Ok(()), Ema::restart)?;
-            }
-            (None, None) => {}
-        }
-    }
-    position.broadcast(group, job.options.device.torch())?;
     agree_on_plan(job, group)?;
+    let progress = session.progress().clone();
+    let (runtime, device) = (job.runtime.handle(), job.options.device.torch());
+    let shared = Shared { run: &job.run, group, device, runtime, tick: &|| progress.tick() };
+    if let Some(loaded) = shared.newest(|text| session.log("warn", text))? {
+        let read = loaded.read_bytes;
+        let position = state.load(&job.config, &job.dataset, &job.set.plan, loaded)?;
+        if at.rank == 0 {
+            let text = format!("resumed from the checkpoint of step {}, {read} bytes of it read by rank 0", position.step);
+            session.log("info", text);
+        }
+        return Ok(position);
+    }
+    if let (0, Some(url)) = (at.rank, &job.config.train.init) {
+        let (labels, log) = (&job.dataset.manifest.labels, |level: &str, text| session.log(level, text));
+        job.runtime.block_on(init::start(url, &job.config, labels, &mut state.model, log))?;
+        state.ema.as_ref().map_or(Ok(()), Ema::restart)?;
+    }
     state.broadcast(group)?;
-    Ok(position)
+    Ok(Place::default())
 }
 
 /// Every rank must have read the same lists of clips: a quarantine list can change between two readings.

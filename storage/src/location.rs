@@ -186,23 +186,6 @@ impl Location {
         Ok(())
     }
 
-    /// Writes or replaces an object that may be large, atomically: in parts of 16 MiB where it has
-    /// more, so that no single request outlives the client's time limit. `chunks` are its bytes in order.
-    pub async fn put_chunks(&self, key: &str, chunks: Vec<Bytes>) -> Result<()> {
-        const PART: usize = 16 << 20;
-        if chunks.iter().map(Bytes::len).sum::<usize>() <= PART {
-            return self.put(key, chunks.into_iter().collect::<PutPayload>()).await;
-        }
-        let upload = self.store.put_multipart(&self.key(key)).await.map_err(|e| self.error(key, e))?;
-        let mut writer = WriteMultipart::new_with_chunk_size(upload, PART);
-        for chunk in chunks {
-            writer.wait_for_capacity(4).await.map_err(|e| self.error(key, e))?;
-            writer.put(chunk);
-        }
-        writer.finish().await.map_err(|e| self.error(key, e))?;
-        Ok(())
-    }
-
     /// Writes an object only if none is there: the house's one commit primitive. A lost reply
     /// looks like `Exists`: the caller compares what is there with its own.
     pub async fn put_if_absent(&self, key: &str, bytes: impl Into<PutPayload>) -> Result<PutOutcome> {

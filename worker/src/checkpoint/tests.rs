@@ -62,7 +62,7 @@ fn copies(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
 async fn commit(run: &Location, snapshots: Vec<Snapshot>, with_manifest: bool) {
     let (mut header, mut files, mut step) = (None, vec![], 0);
     for snapshot in snapshots {
-        let shard = snapshot.upload(run).await.unwrap();
+        let shard = snapshot.upload(run, None).await.unwrap();
         step = shard.step;
         let entry = |f: proto::v1::CheckpointFile| FileEntry { key: f.key, bytes: f.bytes, sha256: f.sha256 };
         files.extend(shard.files.into_iter().map(entry));

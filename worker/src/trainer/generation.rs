@@ -22,6 +22,7 @@ use configs::{BatchNorm, Stage, StepShape};
 use models::{Exchange, NormMode, Recompute};
 use proto::v1::{self, worker_message::Kind as Message};
 use shards::stream::{Batch, Stats};
+use storage::Bandwidth;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -270,11 +271,15 @@ impl<'a> Generation<'a> {
             at.generation,
         )?
         .with_plan(job.set.plan.spec().identity());
+        let began = now();
         let snapshot = save::snapshot(self.state.entries(), header, at.rank as u32)?;
+        let (megabytes, took) = (snapshot.bytes() as f64 / 1e6, began.elapsed().as_secs_f64() * 1e3);
+        tracing::info!("checkpoint of step {}: {megabytes:.1} MB copied in {took:.1} ms", self.position.step);
         self.saved = Some(self.position.step);
+        let limit = job.config.checkpoint.bandwidth.map(|b| Bandwidth::new(b.0));
         let (run, send) = (self.job.run.clone(), self.session.shard_sender());
         self.upload = Some(self.job.runtime.spawn(async move {
-            send(snapshot.upload(&run).await?);
+            send(snapshot.upload(&run, limit.as_ref()).await?);
             Ok(())
         }));
         Ok(())

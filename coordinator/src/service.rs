@@ -81,6 +81,18 @@ impl v1::coordinator_server::Coordinator for Service {
         let all = futures::stream::iter(known).chain(live);
         Ok(Response::new(Box::pin(all.map(|s| Ok(wire::job_event(s.unix_ms, &s.notice))))))
     }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        Err(Status::unimplemented("not yet answered"))
+    }
+
+    async fn release(&self, _: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseReply>, Status> {
+        Err(Status::unimplemented("not yet answered"))
+    }
+
+    async fn report_exit(&self, _: Request<v1::ExitReport>) -> Result<Response<v1::ExitReply>, Status> {
+        Err(Status::unimplemented("not yet answered"))
+    }
 }
 
 /// Hands one worker's messages to the driver until its stream ends.

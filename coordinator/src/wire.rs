@@ -102,17 +102,9 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
         }
         Notice::Log { level, text } => Kind::Log(v1::Log { level: level_name(level).into(), text }),
         Notice::Ended { ok, reason } => Kind::Ended(v1::JobEnded { ok, reason }),
-        Notice::Beat { worker, rank, beat: b } => Kind::Beat(v1::WorkerBeat {
-            worker,
-            rank: rank.0,
-            beat: Some(v1::Beat {
-                generation: b.generation.0,
-                epoch: b.epoch,
-                step: b.step.0,
-                phase: b.phase,
-                progress: b.progress,
-            }),
-        }),
+        Notice::Beat { worker, rank, beat: b } => {
+            Kind::Beat(v1::WorkerBeat { worker, rank: rank.0, beat: Some(beat_out(b)) })
+        }
     };
     v1::JobEvent { unix_ms, kind: Some(kind) }
 }
@@ -124,6 +116,22 @@ fn beat(b: v1::Beat) -> Beat {
         step: Step(b.step),
         phase: b.phase,
         progress: b.progress,
+        step_seconds: b.step_seconds,
+        data_wait_seconds: b.data_wait_seconds,
+        exchange_wait_seconds: b.exchange_wait_seconds,
+    }
+}
+
+fn beat_out(b: Beat) -> v1::Beat {
+    v1::Beat {
+        generation: b.generation.0,
+        epoch: b.epoch,
+        step: b.step.0,
+        phase: b.phase,
+        progress: b.progress,
+        step_seconds: b.step_seconds,
+        data_wait_seconds: b.data_wait_seconds,
+        exchange_wait_seconds: b.exchange_wait_seconds,
     }
 }
 

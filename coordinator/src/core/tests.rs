@@ -87,8 +87,13 @@ impl Job {
 
     fn beat(&mut self, n: u64, generation: u64, progress: u64) {
         let phase = "training".into();
-        let beat =
-            Beat { generation: Generation(generation), phase, progress, step: Step(progress), epoch: 0 };
+        let beat = Beat {
+            generation: Generation(generation),
+            phase,
+            progress,
+            step: Step(progress),
+            ..Beat::default()
+        };
         self.event(Event::Beat { worker: WorkerId(n), beat });
     }
 

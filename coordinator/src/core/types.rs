@@ -76,6 +76,10 @@ pub struct Beat {
     pub phase: String,
     /// Grows whenever the trainer moves.
     pub progress: u64,
+    /// Of this rank's last step: all of it, and what of it was spent waiting.
+    pub step_seconds: f64,
+    pub data_wait_seconds: f64,
+    pub exchange_wait_seconds: f64,
 }
 
 /// One optimizer step, told by rank 0. Fields as in the contract.

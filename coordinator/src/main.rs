@@ -36,6 +36,9 @@ struct Args {
     /// Serve plain HTTP on an address that is not loopback
     #[arg(long)]
     insecure: bool,
+    /// Accept a store without put-if-absent: only one coordinator ever runs on this location
+    #[arg(long)]
+    single_writer: bool,
     /// End when the program that started this one does (used by `marey train`)
     #[arg(long, hide = true)]
     die_with_parent: bool,
@@ -74,7 +77,13 @@ fn serve(args: Args) -> Result<Outcome, (String, u8)> {
     let config = Config::read(&args.config, &args.overrides).map_err(|e| fail(e.into()))?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| (format!("start the runtime: {e}"), 1))?;
     runtime.block_on(async {
-        let options = Options { listen: args.listen, run: args.run, config, insecure: args.insecure };
+        let options = Options {
+            listen: args.listen,
+            run: args.run,
+            config,
+            insecure: args.insecure,
+            single_writer: args.single_writer,
+        };
         // Signals are caught before the port opens: nobody sees a coordinator that ignores them.
         let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
         let [Ok(mut interrupt), Ok(mut terminate)] = signals else {

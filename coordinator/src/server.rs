@@ -2,7 +2,7 @@
 
 use crate::{
     Error, Outcome, Result,
-    core::{Core, Settings},
+    core::{Core, Retention, Settings},
     driver::{Driver, unix_ms},
     journal::Journal,
     manifest, run,
@@ -42,6 +42,8 @@ pub struct Options {
     pub config: Config,
     /// Serve plain HTTP off loopback.
     pub insecure: bool,
+    /// Use a store without put-if-absent: nobody else ever coordinates this run.
+    pub single_writer: bool,
 }
 
 /// A coordinator whose port is open and whose run is claimed.
@@ -58,7 +60,7 @@ impl Server {
     /// claims the run, in this order: a second coordinator on an occupied port must not take the
     /// run from the first.
     pub async fn bind(options: Options) -> Result<Self> {
-        let Options { listen, run, config, insecure } = options;
+        let Options { listen, run, config, insecure, single_writer } = options;
         if !listen.ip().is_loopback() && !insecure {
             return Err(Error::Insecure { address: listen });
         }
@@ -70,11 +72,11 @@ impl Server {
         })?;
         let address = listener.local_addr().map_err(|source| Error::Listen { address: listen, source })?;
         let leader = leader_name(address);
-        run::probe(&run, &leader).await?;
+        let run = run::probe(run, &leader, single_writer).await?;
         run::settle_config(&run, &config).await?;
         let (journal, generation) =
             Journal::claim(&run, &leader, &dataset_digest, &config.data.url, unix_ms()).await?;
-        let committed = manifest::committed(&run).await?;
+        let committed = manifest::committed(&run, config.checkpoint.keep_best.is_some()).await?;
         tracing::info!(
             run = run.url(),
             "generation {generation} was the last; {} checkpoint(s)",
@@ -92,7 +94,11 @@ impl Server {
             beat_timeout: config.cluster.beat_timeout.duration(),
             step_timeout: config.cluster.step_timeout.duration(),
             collective_timeout: config.cluster.collective_timeout.duration(),
-            keep: config.checkpoint.keep,
+            retention: Retention {
+                keep: config.checkpoint.keep,
+                keep_every: config.checkpoint.keep_every,
+                keep_best: config.checkpoint.keep_best,
+            },
         };
         let job = v1::Job {
             protocol_version: proto::PROTOCOL_VERSION,

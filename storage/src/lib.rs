@@ -7,6 +7,7 @@ mod error;
 mod location;
 mod reads;
 mod requests;
+mod unfinished;
 mod upload;
 
 pub use error::{Error, Result};

@@ -1,13 +1,18 @@
 //! Which checkpoints are whole, being committed, committed, and to be deleted.
 
-use super::types::{Rank, Shard, Step, WholeCheckpoint};
+use super::{
+    retention::{Retention, Scores},
+    types::{Rank, Shard, Step, WholeCheckpoint},
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The checkpoints of the run as the core knows them.
 #[derive(Clone, Debug, Default)]
 pub struct Commits {
-    /// Steps whose manifest exists.
-    committed: BTreeSet<Step>,
+    /// Steps whose manifest exists, and what was measured at them.
+    committed: BTreeMap<Step, Scores>,
+    /// Evaluations since the newest of those.
+    evaluated: BTreeMap<Step, Scores>,
     /// Parts of the running generation, by step and attempt.
     collecting: BTreeMap<(Step, String), BTreeMap<Rank, Shard>>,
     /// Steps of which this generation has delivered a whole set already.
@@ -28,8 +33,13 @@ pub enum Offer {
 
 impl Commits {
     /// Starts from the manifests found in the run.
-    pub fn new(committed: BTreeSet<Step>) -> Self {
+    pub fn new(committed: BTreeMap<Step, Scores>) -> Self {
         Self { committed, ..Default::default() }
+    }
+
+    /// Notes what was measured at a step: rank 0 reports that before its part of the checkpoint.
+    pub fn evaluated(&mut self, step: Step, scores: Scores) {
+        self.evaluated.insert(step, scores);
     }
 
     /// Takes one rank's part; the caller has checked generation and sender.
@@ -61,19 +71,22 @@ impl Commits {
             attempt: head.attempt.clone(),
             header_json: head.header_json.clone(),
             files: parts.values().flat_map(|p| p.files.iter().cloned()).collect(),
-            replaces: self.committed.contains(&step),
+            scores: self.evaluated.get(&step).copied().unwrap_or_default(),
+            replaces: self.committed.contains_key(&step),
         })
     }
 
-    /// The manifest of `step` is there. Returns the steps to delete so that the newest `keep` stay.
+    /// The manifest of `step` is there. Returns the steps to delete by `rules`.
     ///
     /// A manifest of a later step was refused by the generation that wrote this one (it would
     /// have started from it otherwise), so it does not count among those kept; it is left for a
     /// person to look at until its step is reached and written again.
-    pub fn committed(&mut self, step: Step, keep: usize) -> Vec<Step> {
+    pub fn committed(&mut self, step: Step, rules: &Retention) -> Vec<Step> {
         self.in_flight.remove(&step);
-        self.committed.insert(step);
-        let old: Vec<Step> = self.committed.range(..=step).rev().skip(keep.max(1)).copied().collect();
+        let scores = self.evaluated.remove(&step).unwrap_or_default();
+        self.evaluated.retain(|s, _| *s > step);
+        self.committed.insert(step, scores);
+        let old = rules.outdated(&self.committed, step);
         for s in &old {
             self.committed.remove(s);
         }

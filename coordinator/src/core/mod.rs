@@ -9,6 +9,7 @@
 mod commit;
 mod generation;
 mod membership;
+mod retention;
 mod seating;
 mod types;
 
@@ -17,12 +18,13 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
+pub use retention::{Retention, Scores};
 pub use types::*;
 
 use commit::{Commits, Offer};
 use generation::Running;
 use membership::Members;
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 /// After a generation ended the next waits this long, so that workers lost together (one host)
 /// cost one generation, not one each.
@@ -74,8 +76,9 @@ struct Waiting {
 }
 
 impl Core {
-    /// `last` is the run's newest recorded generation, `committed` the steps that have a manifest.
-    pub fn new(settings: Settings, last: Generation, committed: BTreeSet<Step>) -> Self {
+    /// `last` is the run's newest recorded generation, `committed` the steps that have a manifest, with
+    /// what was measured at them.
+    pub fn new(settings: Settings, last: Generation, committed: BTreeMap<Step, Scores>) -> Self {
         Self {
             settings,
             members: Members::default(),
@@ -104,6 +107,7 @@ impl Core {
             Event::Eval { worker, report } => {
                 self.members.heard(now, worker);
                 if self.running_rank(worker, report.generation) == Some(Rank(0)) {
+                    self.commits.evaluated(report.step, Scores::of(&report));
                     out.push(Action::Publish(Notice::Eval(report)));
                 }
             }
@@ -136,7 +140,7 @@ impl Core {
             Event::Disconnected { worker, why } => self.lose(now, vec![(worker, why)], &mut out),
             Event::Recorded { generation } => self.recorded(now, generation, &mut out),
             Event::Committed { step, bytes, manifest } => {
-                let delete = self.commits.committed(step, self.settings.keep);
+                let delete = self.commits.committed(step, &self.settings.retention);
                 self.to_all(Directive::Committed { step }, &mut out);
                 out.push(Action::Publish(Notice::Checkpoint { step, bytes, manifest }));
                 out.push(Action::Prune { delete, newest: step });

@@ -16,7 +16,7 @@ pub fn settings() -> Settings {
         beat_timeout: Duration::from_secs(10),
         step_timeout: Duration::from_secs(60),
         collective_timeout: Duration::from_secs(20),
-        keep: 2,
+        retention: Retention { keep: 2, keep_every: None, keep_best: None },
     }
 }
 
@@ -43,7 +43,7 @@ struct Job {
 
 impl Job {
     fn new(settings: Settings) -> Self {
-        let core = Core::new(settings, Generation(0), BTreeSet::new());
+        let core = Core::new(settings, Generation(0), BTreeMap::new());
         Self { core, now: Now::default(), seen: vec![], commits: vec![], commits_land: true }
     }
 
@@ -205,7 +205,7 @@ fn starts_with_fewer_when_gathering_takes_too_long() {
 
 #[test]
 fn the_generation_is_durable_before_anyone_hears_of_it() {
-    let mut core = Core::new(settings(), Generation(41), BTreeSet::new());
+    let mut core = Core::new(settings(), Generation(41), BTreeMap::new());
     core.handle(Now::default(), Event::Hello { worker: WorkerId(1), hello: hello(1) });
     let actions = core.handle(Now::default(), Event::Hello { worker: WorkerId(2), hello: hello(2) });
     let members = vec!["w1".into(), "w2".into()];
@@ -498,7 +498,7 @@ fn the_newest_are_kept() {
 
 #[test]
 fn refused_checkpoints_are_replaced_and_do_not_push_out_good_ones() {
-    let before = BTreeSet::from([Step(10), Step(20), Step(30)]);
+    let before = [10, 20, 30].map(|s| (Step(s), Scores::default())).into();
     let core = Core::new(Settings { workers: 1, ..settings() }, Generation(3), before);
     let mut job = Job { core, ..Job::new(settings()) };
     job.join(1);

@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows the wire: `crate::wire` converts at the edge.
 
+use super::retention::{Retention, Scores};
 use serde::Serialize;
 use std::{fmt, time::Duration};
 
@@ -260,6 +261,8 @@ pub struct WholeCheckpoint {
     /// In the order of ranks.
     pub files: Vec<CheckpointFile>,
     pub header_json: String,
+    /// Of the evaluation at this step, if there was one.
+    pub scores: Scores,
     /// A manifest of this step exists, and the generation did not start from it: it was refused.
     pub replaces: bool,
 }
@@ -321,6 +324,6 @@ pub struct Settings {
     pub beat_timeout: Duration,
     pub step_timeout: Duration,
     pub collective_timeout: Duration,
-    /// Newest checkpoints kept; at least one.
-    pub keep: usize,
+    /// Which checkpoints stay.
+    pub retention: Retention,
 }

@@ -34,6 +34,8 @@ pub enum Error {
     #[error("{0}")]
     Damaged(String),
     #[error(transparent)]
+    Access(#[from] proto::AccessError),
+    #[error(transparent)]
     Storage(#[from] storage::Error),
     #[error(transparent)]
     Config(#[from] configs::Error),

@@ -13,8 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Coordinates the workers of one training job.
 ///
-/// Prints "listening on ADDRESS" once its port is open. Traffic is plain HTTP without a token in
-/// this version, so it listens on loopback only, unless --insecure is given.
+/// Prints "listening on ADDRESS" once its port is open. On an address that is not loopback it asks for TLS, and for
+/// a token or certificates by which it knows its workers, unless --insecure is given.
 #[derive(Parser)]
 #[command(name = "marey-coordinator", version)]
 struct Args {
@@ -33,7 +33,9 @@ struct Args {
     /// Also write the address, and later the outcome, to this file as JSON
     #[arg(long, value_name = "FILE")]
     status_file: Option<PathBuf>,
-    /// Serve plain HTTP on an address that is not loopback
+    #[command(flatten)]
+    access: proto::AccessArgs,
+    /// Serve an address that is not loopback without encryption, or to anybody
     #[arg(long)]
     insecure: bool,
     /// Accept a store without put-if-absent: only one coordinator ever runs on this location
@@ -81,6 +83,7 @@ fn serve(args: Args) -> Result<Outcome, (String, u8)> {
             listen: args.listen,
             run: args.run,
             config,
+            access: args.access.read().map_err(|e| fail(e.into()))?,
             insecure: args.insecure,
             single_writer: args.single_writer,
         };

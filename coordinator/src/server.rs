@@ -3,15 +3,17 @@
 use crate::{
     Error, Outcome, Result,
     core::{Core, Retention, Settings},
+    door,
     driver::{Driver, unix_ms},
     journal::Journal,
     manifest, run,
+    security::{self, Gate},
     service::Service,
     store::KeyValue,
     watch::Hub,
 };
 use configs::Config;
-use proto::v1;
+use proto::{Access, LARGEST_MESSAGE, v1};
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
@@ -23,12 +25,14 @@ use tokio::{
     sync::{Mutex, mpsc},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::interceptor::InterceptedService;
 
 /// Inputs that may wait for the driver before sessions are slowed down.
 const INPUTS: usize = 1024;
-/// Checkpoint reports of many ranks stay far below this.
-const LARGEST_MESSAGE: usize = 64 << 20;
+/// Calls under way on one connection: a worker's session, and its group's waits for keys.
+const MOST_CALLS: u32 = 256;
 /// How long connections may stay open after the job has ended.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -40,7 +44,9 @@ pub struct Options {
     /// Location of checkpoints, journal and metrics.
     pub run: String,
     pub config: Config,
-    /// Serve plain HTTP off loopback.
+    /// What callers must show, and what this end shows.
+    pub access: Access,
+    /// Serve off loopback without encryption, or to anybody.
     pub insecure: bool,
     /// Use a store without put-if-absent: nobody else ever coordinates this run.
     pub single_writer: bool,
@@ -50,6 +56,8 @@ pub struct Options {
 pub struct Server {
     address: SocketAddr,
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    gate: Gate,
     service: Service,
     driver: Driver,
     inputs: mpsc::Receiver<crate::driver::Input>,
@@ -60,10 +68,9 @@ impl Server {
     /// claims the run, in this order: a second coordinator on an occupied port must not take the
     /// run from the first.
     pub async fn bind(options: Options) -> Result<Self> {
-        let Options { listen, run, config, insecure, single_writer } = options;
-        if !listen.ip().is_loopback() && !insecure {
-            return Err(Error::Insecure { address: listen });
-        }
+        let Options { listen, run, config, access, insecure, single_writer } = options;
+        security::check(listen, &access, insecure)?;
+        let tls = security::tls(&access)?;
         let run = Location::parse(&run)?;
         let dataset_digest = run::dataset_digest(&config.data.url).await?;
         let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
@@ -124,7 +131,7 @@ impl Server {
             store,
             loopback: sender,
         };
-        Ok(Self { address, listener, service, driver, inputs })
+        Ok(Self { address, listener, tls, gate: Gate::new(&access), service, driver, inputs })
     }
 
     /// The address in use, with the real port.
@@ -134,18 +141,20 @@ impl Server {
 
     /// Serves until the job ends or `stop` resolves.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Outcome> {
-        let Self { address, listener, service, driver, inputs } = self;
+        let Self { address, listener, tls, gate, service, driver, inputs } = self;
         let closing = CancellationToken::new();
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = ReceiverStream::new(door::open(listener, tls));
         let coordinator = v1::coordinator_server::CoordinatorServer::new(service.clone())
-            .max_decoding_message_size(LARGEST_MESSAGE);
+            .max_decoding_message_size(LARGEST_MESSAGE)
+            .max_encoding_message_size(LARGEST_MESSAGE);
         let store = v1::store_server::StoreServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
         let mut serving = tokio::spawn(
             tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(proto::KEEPALIVE_EVERY))
                 .http2_keepalive_timeout(Some(proto::KEEPALIVE_TIMEOUT))
-                .add_service(coordinator)
-                .add_service(store)
+                .max_concurrent_streams(Some(MOST_CALLS))
+                .add_service(InterceptedService::new(coordinator, gate.clone()))
+                .add_service(InterceptedService::new(store, gate))
                 .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()),
         );
         let outcome = tokio::select! {

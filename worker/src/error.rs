@@ -11,6 +11,8 @@ pub enum Error {
     #[error("join the job: {0}")]
     Rejected(String),
     #[error(transparent)]
+    Access(#[from] proto::AccessError),
+    #[error(transparent)]
     Config(#[from] configs::Error),
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -71,7 +73,7 @@ impl Error {
     /// 2 where the user must change something, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Error::Usage(_) | Error::Rejected(_) | Error::Config(_) => 2,
+            Error::Usage(_) | Error::Rejected(_) | Error::Access(_) | Error::Config(_) => 2,
             Error::Storage(e) if e.is_usage() => 2,
             Error::Data(e) if e.is_usage() => 2,
             Error::Model(source) | Error::Init { source, .. } if source.is_usage() => 2,

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use configs::Config;
+use proto::AccessArgs;
 use std::{path::PathBuf, process::ExitCode};
 use worker::{
     Error, Result,
@@ -27,6 +28,8 @@ enum Command {
         /// The coordinator's address, host:port.
         #[arg(long)]
         coordinator: String,
+        #[command(flatten)]
+        access: AccessArgs,
         /// cpu:N (N trainers), cuda:all, or cuda:0,1.
         #[arg(long, default_value = "cpu:1")]
         devices: String,
@@ -42,6 +45,8 @@ enum Command {
     Trainer {
         #[arg(long)]
         coordinator: String,
+        #[command(flatten)]
+        access: AccessArgs,
         #[arg(long)]
         device: String,
         #[arg(long, default_value_t = 1)]
@@ -90,20 +95,22 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<u8> {
     match command {
-        Command::Run { coordinator, devices, config, threads } => {
+        Command::Run { coordinator, access, devices, config, threads } => {
+            access.read()?;
             let devices = parse_devices(&devices, || tch::Cuda::device_count().max(0) as usize)?;
             let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
             let threads = threads.unwrap_or((cores / devices.len()).max(1));
-            let mut extra = vec![];
+            let mut extra = access.to_args();
             if let Some(path) = config {
                 extra.extend(["--config".to_string(), path.display().to_string()]);
             }
             runtime()?.block_on(supervise::run(supervise::Node { coordinator, devices, extra, threads }))
         }
-        Command::Trainer { coordinator, device, threads, config } => {
+        Command::Trainer { coordinator, access, device, threads, config } => {
             die_with_parent();
             let config = config.map(|path| Config::read(&path, &[])).transpose()?;
-            trainer::run(TrainerOptions { coordinator, device: Device::parse(&device)?, threads, config })?;
+            let (device, access) = (Device::parse(&device)?, access.read()?);
+            trainer::run(TrainerOptions { coordinator, access, device, threads, config })?;
             Ok(0)
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),

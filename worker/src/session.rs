@@ -4,6 +4,7 @@
 
 use crate::{Error, Result};
 use collective::{Aborter, Group};
+use proto::{Access, Connection};
 use proto::v1::{
     self, CheckpointShard, Directive, Hello, WorkerMessage, coordinator_client::CoordinatorClient, directive,
     worker_message::Kind,
@@ -19,7 +20,6 @@ use std::{
 };
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 
 /// Beats leave this often, whether or not the trainer moves.
 const BEAT: Duration = Duration::from_secs(1);
@@ -75,22 +75,15 @@ impl Progress {
     }
 }
 
-/// Opens a channel to the coordinator with keep-alive, so that a dead peer or network is noticed.
-pub async fn connect(address: &str) -> Result<Channel> {
-    let url = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(url)
-        .map_err(|e| {
-            Error::Usage(format!("understand the coordinator's address {address:?}: {e}; write host:port"))
-        })?
-        .connect_timeout(Duration::from_secs(10))
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|e| Error::Coordinator { address: address.into(), why: chain(&e) })
+/// Connects to the coordinator, with keep-alive, so that a dead peer or network is noticed.
+pub async fn connect(address: &str, access: &Access) -> Result<Connection> {
+    let channel = access.endpoint(address)?.connect().await;
+    let channel = channel.map_err(|e| Error::Coordinator { address: address.into(), why: chain(&e) })?;
+    Ok(access.over(channel))
 }
 
 /// What the worker needs to know before it can join.
-pub async fn get_job(channel: Channel, address: &str) -> Result<v1::Job> {
+pub async fn get_job(channel: Connection, address: &str) -> Result<v1::Job> {
     let request = v1::GetJobRequest { protocol_version: proto::PROTOCOL_VERSION };
     let job = CoordinatorClient::new(channel)
         .get_job(request)
@@ -131,7 +124,7 @@ pub struct Session {
 
 impl Session {
     /// Says hello and starts the two tasks.
-    pub fn open(runtime: &Handle, channel: Channel, address: &str, hello: Hello) -> Result<Self> {
+    pub fn open(runtime: &Handle, channel: Connection, address: &str, hello: Hello) -> Result<Self> {
         let (outgoing, messages) = mpsc::unbounded_channel();
         let (to_trainer, incoming) = std_mpsc::channel();
         let progress = Arc::new(Progress::default());
@@ -312,7 +305,10 @@ async fn send_beats(outgoing: mpsc::UnboundedSender<WorkerMessage>, progress: Ar
 
 fn refusal(address: &str, s: &tonic::Status) -> Error {
     match s.code() {
-        tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument | tonic::Code::PermissionDenied => {
+        tonic::Code::FailedPrecondition
+        | tonic::Code::InvalidArgument
+        | tonic::Code::PermissionDenied
+        | tonic::Code::Unauthenticated => {
             Error::Rejected(s.message().to_string())
         }
         _ => Error::Coordinator { address: address.into(), why: format!("{}: {}", s.code(), s.message()) },

@@ -21,7 +21,10 @@ use crate::{
 };
 use configs::Config;
 use generation::Generation;
-use proto::v1::{self, worker_message::Kind as Message};
+use proto::{
+    Access, Connection,
+    v1::{self, worker_message::Kind as Message},
+};
 use shards::{cache::Cache, format::Dataset};
 use std::{
     sync::Arc,
@@ -30,12 +33,13 @@ use std::{
 pub use step::autocast;
 use storage::Location;
 use tokio::runtime::Runtime;
-use tonic::transport::Channel;
 
 /// What the command line says.
 #[derive(Clone, Debug)]
 pub struct TrainerOptions {
     pub coordinator: String,
+    /// What this worker shows to the coordinator, and asks of it.
+    pub access: Access,
     pub device: Device,
     /// Compute threads; also decode threads where the job names none.
     pub threads: usize,
@@ -50,7 +54,7 @@ struct Job {
     set: TrainSet,
     cache: Option<Arc<Cache>>,
     run: Location,
-    channel: Channel,
+    channel: Connection,
     runtime: Runtime,
     options: TrainerOptions,
     host: String,
@@ -117,7 +121,7 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
         .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
     let address = options.coordinator.clone();
     let (channel, job) = runtime.block_on(async {
-        let channel = session::connect(&address).await?;
+        let channel = session::connect(&address, &options.access).await?;
         let job = session::get_job(channel.clone(), &address).await?;
         Ok::<_, Error>((channel, job))
     })?;

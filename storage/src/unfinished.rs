@@ -149,7 +149,7 @@ fn half_of(key: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt};
+    use object_store::{MultipartUpload, ObjectStoreExt};
 
     #[tokio::test]
     async fn halves_of_stale_files_go_and_nothing_else() {

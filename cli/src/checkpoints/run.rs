@@ -119,7 +119,7 @@ pub async fn checkpoints(run: &Location) -> Result<Vec<Found>> {
 }
 
 /// The manifest of `text`, if the objects that it names are there at their sizes.
-fn judge(step: u64, text: &[u8], sizes: &BTreeMap<&str, u64>) -> Result<Manifest, String> {
+fn judge(step: u64, text: &[u8], sizes: &BTreeMap<&str, u64>) -> std::result::Result<Manifest, String> {
     let manifest: Manifest =
         serde_json::from_slice(text).map_err(|e| format!("{MANIFEST} cannot be understood: {e}"))?;
     if manifest.format != "marey-checkpoint" || manifest.step != step {

@@ -39,7 +39,7 @@ mod tests {
     use super::super::{Action, Core, Directive, Event, Generation, Hello, Now, Settings, WorkerId};
     use super::*;
     use proptest::prelude::*;
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
     fn seated<'a>(chairs: &mut Chairs, nodes: &[&'a str]) -> Vec<&'a str> {
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn a_host_that_rejoins_the_job_gets_its_ranks_again() {
         let settings = Settings { workers: 4, min_workers: 1, max_workers: 8, ..settings() };
-        let mut core = Core::new(settings, Generation(0), BTreeSet::new());
+        let mut core = Core::new(settings, Generation(0), BTreeMap::new());
         let mut now = Now::default();
         let mut give = |core: &mut Core, event: Event| {
             let mut members = None;

@@ -5,7 +5,7 @@
 
 use crate::{
     Error, Result,
-    core::{Scores, Step, WholeCheckpoint},
+    core::{Kept, Scores, Step, WholeCheckpoint},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
@@ -25,15 +25,20 @@ pub struct Written {
     pub url: String,
 }
 
-/// Steps whose manifest exists; with `scores`, what each says was measured at it.
-pub async fn committed(run: &Location, scores: bool) -> Result<BTreeMap<Step, Scores>> {
+/// Steps whose manifest exists, and what it says; nothing where it cannot be read.
+pub async fn committed(run: &Location) -> Result<BTreeMap<Step, Kept>> {
     let listed = run.list(FOLDER).await?;
     let steps = listed.iter().filter(|o| o.key == manifest_key_of(&o.key)).filter_map(|o| step_of(&o.key));
-    if !scores {
-        return Ok(steps.map(|step| (step, Scores::default())).collect());
-    }
-    let read = steps.map(|step| scores_of(run.clone(), step)).collect::<Vec<_>>();
-    stream::iter(read).buffer_unordered(PARALLEL).try_collect().await
+    let kept = steps.map(|step| kept(run.clone(), step)).collect::<Vec<_>>();
+    stream::iter(kept).buffer_unordered(PARALLEL).try_collect().await
+}
+
+async fn kept(run: Location, step: Step) -> Result<(Step, Kept)> {
+    let bytes = run.get_opt(&manifest_key(step)).await?.unwrap_or_default();
+    let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let attempt = manifest["attempt"].as_str().unwrap_or_default().into();
+    let scores = manifest.get("scores").and_then(|s| Scores::deserialize(s).ok()).unwrap_or_default();
+    Ok((step, Kept { attempt, scores }))
 }
 
 /// Checks that every file is there at its size, then writes the manifest: the header that rank 0
@@ -84,9 +89,10 @@ pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> 
     }
 }
 
-/// Deletes the folders of `old` steps, manifest first; then what no manifest names in the
-/// folders up to `newest`: attempts that were never committed, and uploads that were never finished. Nothing goes
-/// unless the manifest of `newest` can be read back and all its files are there.
+/// Deletes the folders of `old` steps, manifest first; then what no manifest names in the folders
+/// of steps before `newest`: attempts that were never committed, and uploads that were never finished. At `newest`
+/// itself another attempt may be on its way. Nothing goes unless the manifest of `newest` can be read back and all
+/// its files are there.
 pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
     verify(run, newest).await?;
     for step in old {
@@ -94,7 +100,7 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
     }
     let mut by_step: BTreeMap<Step, Vec<String>> = BTreeMap::new();
     for object in run.list(FOLDER).await? {
-        if let Some(step) = step_of(&object.key).filter(|s| *s <= newest) {
+        if let Some(step) = step_of(&object.key).filter(|s| *s < newest || old.contains(s)) {
             by_step.entry(step).or_default().push(object.key);
         }
     }
@@ -113,7 +119,7 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
         let deletions = stray.into_iter().map(|key| delete(run.clone(), key)).collect::<Vec<_>>();
         stream::iter(deletions).buffer_unordered(PARALLEL).try_collect::<()>().await?;
     }
-    let unfinished = run.remove_unfinished(FOLDER, |key| step_of(key).is_some_and(|s| s <= newest)).await?;
+    let unfinished = run.remove_unfinished(FOLDER, |key| step_of(key).is_some_and(|s| s < newest)).await?;
     if unfinished > 0 {
         tracing::info!("removed {unfinished} uploads of checkpoints that were never finished");
     }
@@ -122,25 +128,17 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
 
 /// An error unless the manifest of `step` can be read and each of its files is there at its size.
 async fn verify(run: &Location, step: Step) -> Result<()> {
-    let bad = |why: &str| Error::BadCheckpoint { step: step.0, why: why.into() };
     let bytes = run.get(&manifest_key(step)).await?;
-    let files = serde_json::from_slice::<Value>(&bytes).ok().and_then(|m| {
-        let files = m.get("files")?.as_array()?.clone();
+    let files: Option<Vec<(String, u64)>> = serde_json::from_slice::<Value>(&bytes).ok().and_then(|m| {
+        let files = m.get("files")?.as_array()?;
         files.iter().map(|f| Some((f.get("key")?.as_str()?.to_string(), f.get("bytes")?.as_u64()?))).collect()
     });
-    let files: Vec<(String, u64)> = files.ok_or_else(|| bad("it was read back as something else"))?;
+    let why = || "it was read back as something else".to_string();
+    let files = files.ok_or_else(|| Error::BadCheckpoint { step: step.0, why: why() })?;
     let checks = files
         .into_iter()
         .map(|(key, bytes)| check_file(run.clone(), step.0, format!("{}/{key}", folder(step)), bytes));
     stream::iter(checks.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect::<()>().await
-}
-
-/// What a manifest says was measured; nothing where it says nothing or cannot be read.
-async fn scores_of(run: Location, step: Step) -> Result<(Step, Scores)> {
-    let bytes = run.get_opt(&manifest_key(step)).await?.unwrap_or_default();
-    let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    let scores = manifest.get("scores").and_then(|s| Scores::deserialize(s).ok());
-    Ok((step, scores.unwrap_or_default()))
 }
 
 /// An error unless the object is there with `expected` bytes: a report is not yet an upload.
@@ -230,7 +228,7 @@ mod tests {
         let json: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["format"], "marey-checkpoint");
         assert_eq!(json["files"][0]["key"], "g1/model-0-of-1.safetensors");
-        assert_eq!(committed(&run, true).await.unwrap(), BTreeMap::from([(Step(12000), Scores::default())]));
+        assert_eq!(committed(&run).await.unwrap(), BTreeMap::from([(Step(12000), "g1".into())]));
 
         let other = whole(&run, 12000, "g2").await;
         assert!(matches!(commit(&run, &other).await, Err(Error::Superseded { .. })));
@@ -242,7 +240,7 @@ mod tests {
         assert!(e.contains("step 13000") && e.contains("10 bytes"), "{e}");
         short.files[0].key = "../escape".into();
         assert!(matches!(commit(&run, &short).await, Err(Error::BadCheckpoint { .. })));
-        assert_eq!(committed(&run, true).await.unwrap(), BTreeMap::from([(Step(12000), Scores::default())]));
+        assert_eq!(committed(&run).await.unwrap(), BTreeMap::from([(Step(12000), "g2".into())]));
     }
 
     #[tokio::test]
@@ -253,11 +251,12 @@ mod tests {
         }
         // Abandoned: never committed, and a second attempt beside a committed one.
         whole(&run, 15, "g1").await;
+        whole(&run, 20, "g0").await;
         whole(&run, 30, "g0").await;
         // Being uploaded now.
         whole(&run, 40, "g1").await;
-        let scores = committed(&run, true).await.unwrap();
-        assert_eq!(scores.values().map(|s| s.top1).collect::<Vec<_>>(), [None, Some(0.75), None]);
+        let kept = committed(&run).await.unwrap();
+        assert_eq!(kept.values().map(|k| k.scores.top1).collect::<Vec<_>>(), [None, Some(0.75), None]);
 
         // The newest is not whole: nothing goes.
         let file = "checkpoints/step-000000030/g1/model-0-of-1.safetensors";
@@ -273,6 +272,7 @@ mod tests {
             [
                 "checkpoints/step-000000020/g1/model-0-of-1.safetensors",
                 "checkpoints/step-000000020/manifest.json",
+                "checkpoints/step-000000030/g0/model-0-of-1.safetensors",
                 "checkpoints/step-000000030/g1/model-0-of-1.safetensors",
                 "checkpoints/step-000000030/manifest.json",
                 "checkpoints/step-000000040/g1/model-0-of-1.safetensors",

@@ -1,6 +1,6 @@
 //! Who may call: certificates in the handshake, the token with every call. Refusals are logged without the secret.
 
-use crate::{Error, Result, door::Guest};
+use crate::{Error, Result, connections::Guest};
 use proto::{Access, token_of};
 use sha2::{Digest, Sha256};
 use std::{

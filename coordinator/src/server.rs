@@ -1,18 +1,18 @@
 //! Puts the coordinator together: port, run location, services, driver.
 
 use crate::{
-    Error, Outcome, Result,
-    core::{Core, Retention, Settings},
-    door,
-    driver::{Driver, unix_ms},
-    journal::Journal,
-    manifest, run,
+    Error, Outcome, Result, connections,
+    core::{Core, Found, Retention, Settings},
+    driver::{Driver, Signal, unix_ms},
+    journal::{self, Claimant, Journal},
+    manifest, metrics, run,
     security::{self, Gate},
     service::Service,
     store::KeyValue,
     watch::Hub,
 };
 use configs::Config;
+use futures::Stream;
 use proto::{Access, LARGEST_MESSAGE, v1};
 use std::{
     net::SocketAddr,
@@ -24,15 +24,17 @@ use tokio::{
     net::TcpListener,
     sync::{Mutex, mpsc},
 };
-use tokio_util::sync::CancellationToken;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::service::interceptor::InterceptedService;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tonic::{Code, service::interceptor::InterceptedService};
 
 /// Inputs that may wait for the driver before sessions are slowed down.
 const INPUTS: usize = 1024;
 /// Calls under way on one connection: a worker's session, and its group's waits for keys.
 const MOST_CALLS: u32 = 256;
+/// How long a coordinator that leads already may take to say so.
+const ANSWER: Duration = Duration::from_secs(5);
 /// How long connections may stay open after the job has ended.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -50,6 +52,10 @@ pub struct Options {
     pub insecure: bool,
     /// Use a store without put-if-absent: nobody else ever coordinates this run.
     pub single_writer: bool,
+    /// Where workers reach this coordinator, `host:port`; absent: the listening address.
+    pub advertise: Option<String>,
+    /// Lead the run although another coordinator does.
+    pub take_over: bool,
 }
 
 /// A coordinator whose port is open and whose run is claimed.
@@ -68,7 +74,7 @@ impl Server {
     /// claims the run, in this order: a second coordinator on an occupied port must not take the
     /// run from the first.
     pub async fn bind(options: Options) -> Result<Self> {
-        let Options { listen, run, config, access, insecure, single_writer } = options;
+        let Options { listen, run, config, access, insecure, single_writer, advertise, take_over } = options;
         security::check(listen, &access, insecure)?;
         let tls = security::tls(&access)?;
         let run = Location::parse(&run)?;
@@ -78,15 +84,25 @@ impl Server {
             _ => Error::Listen { address: listen, source },
         })?;
         let address = listener.local_addr().map_err(|source| Error::Listen { address: listen, source })?;
-        let leader = leader_name(address);
-        let run = run::probe(run, &leader, single_writer).await?;
+        let me = Claimant {
+            leader: leader_name(address),
+            address: advertise.unwrap_or_else(|| address.to_string()),
+            dataset_digest: dataset_digest.clone(),
+            dataset_url: config.data.url.clone(),
+        };
+        let run = run::probe(run, &me.leader, single_writer).await?;
+        if !take_over {
+            refuse_if_led(&run, &me.address, &access).await?;
+        }
         run::settle_config(&run, &config).await?;
-        let (journal, generation) =
-            Journal::claim(&run, &leader, &dataset_digest, &config.data.url, unix_ms()).await?;
-        let committed = manifest::committed(&run, config.checkpoint.keep_best.is_some()).await?;
+        let (journal, last) = Journal::claim(&run, me, unix_ms()).await?;
+        let committed = manifest::committed(&run).await?;
+        let history = metrics::incidents(&run).await?;
         tracing::info!(
             run = run.url(),
-            "generation {generation} was the last; {} checkpoint(s)",
+            "coordinator {}: generation {} was the last; {} checkpoint(s)",
+            journal.epoch(),
+            last.generation,
             committed.len()
         );
 
@@ -101,6 +117,10 @@ impl Server {
             beat_timeout: config.cluster.beat_timeout.duration(),
             step_timeout: config.cluster.step_timeout.duration(),
             collective_timeout: config.cluster.collective_timeout.duration(),
+            join_window: config.cluster.join_window.duration(),
+            stop_grace: config.cluster.stop_grace.duration(),
+            straggler_factor: config.cluster.straggler_factor,
+            replace_stragglers: config.cluster.replace_stragglers,
             retention: Retention {
                 keep: config.checkpoint.keep,
                 keep_every: config.checkpoint.keep_every,
@@ -118,17 +138,19 @@ impl Server {
         let (hub, store) = (Arc::new(Hub::new()), Arc::new(KeyValue::default()));
         let service = Service {
             job: Arc::new(job),
+            epoch: journal.epoch(),
             inputs: sender.clone(),
             hub: hub.clone(),
             store: store.clone(),
             sessions: Arc::new(AtomicU64::new(1)),
         };
         let driver = Driver {
-            core: Core::new(settings, generation, committed),
+            core: Core::new(settings, Found { epoch: journal.epoch(), last, committed }),
             run,
             journal: Arc::new(Mutex::new(journal)),
             hub,
             store,
+            history,
             loopback: sender,
         };
         Ok(Self { address, listener, tls, gate: Gate::new(&access), service, driver, inputs })
@@ -139,16 +161,17 @@ impl Server {
         self.address
     }
 
-    /// Serves until the job ends or `stop` resolves.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Outcome> {
+    /// Serves until the job ends.
+    pub async fn run(self, signals: impl Stream<Item = Signal>) -> Result<Outcome> {
         let Self { address, listener, tls, gate, service, driver, inputs } = self;
         let closing = CancellationToken::new();
-        let incoming = ReceiverStream::new(door::open(listener, tls));
+        let incoming = ReceiverStream::new(connections::open(listener, tls));
         let coordinator = v1::coordinator_server::CoordinatorServer::new(service.clone())
             .max_decoding_message_size(LARGEST_MESSAGE)
             .max_encoding_message_size(LARGEST_MESSAGE);
         let store = v1::store_server::StoreServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
-        let mut serving = tokio::spawn(
+        // Whoever drops this future ends the server with it.
+        let mut serving = AbortOnDropHandle::new(tokio::spawn(
             tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(proto::KEEPALIVE_EVERY))
                 .http2_keepalive_timeout(Some(proto::KEEPALIVE_TIMEOUT))
@@ -156,14 +179,14 @@ impl Server {
                 .add_service(InterceptedService::new(coordinator, gate.clone()))
                 .add_service(InterceptedService::new(store, gate))
                 .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()),
-        );
+        ));
         let outcome = tokio::select! {
-            outcome = driver.run(inputs, stop) => outcome,
+            outcome = driver.run(inputs, signals) => outcome,
             // The listener does not end by itself unless it failed.
             ended = &mut serving => {
                 return match ended {
                     Ok(Err(source)) => Err(Error::Serve { address, source }),
-                    _ => Ok(Outcome { ok: false, reason: "the server stopped".into() }),
+                    _ => Ok(Outcome { ok: false, reason: "the server stopped".into(), superseded: false }),
                 };
             }
         };
@@ -173,6 +196,22 @@ impl Server {
         }
         Ok(outcome)
     }
+}
+
+/// An error if the coordinator that wrote last is alive and still leads this run.
+async fn refuse_if_led(run: &Location, mine: &str, access: &Access) -> Result<()> {
+    // Nobody else can be where this one listens, or where a name leads that is now its own.
+    let Some(leader) = journal::leader(run).await?.filter(|l| l.address != mine) else { return Ok(()) };
+    let Ok(connection) = access.connection(&leader.address) else { return Ok(()) };
+    let request = v1::GetJobRequest { protocol_version: proto::PROTOCOL_VERSION };
+    let mut client = v1::coordinator_client::CoordinatorClient::new(connection);
+    let led = match tokio::time::timeout(ANSWER, client.get_job(request)).await {
+        Ok(Ok(job)) => job.get_ref().run_url == run.url(),
+        // Alive, with another token: perhaps this run's.
+        Ok(Err(status)) => status.code() == Code::Unauthenticated,
+        Err(_) => false,
+    };
+    if led { Err(Error::Led { url: run.url().into(), address: leader.address }) } else { Ok(()) }
 }
 
 /// Unlike any other coordinator's, also one on the same machine and port.

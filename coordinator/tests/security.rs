@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use configs::Config;
-use coordinator::{Options, Outcome, Server};
+use coordinator::{Options, Outcome, Server, Signal};
 use proto::{
     Access, AccessArgs, PROTOCOL_VERSION,
     v1::{GetJobRequest, WatchRequest, coordinator_client::CoordinatorClient},
@@ -13,9 +13,10 @@ use tempfile::TempDir;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    sync::oneshot,
+    sync::mpsc,
     task::JoinHandle,
 };
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Code;
 
 const TOKEN: &str = "a-token-that-only-this-job-knows";
@@ -64,7 +65,7 @@ impl Files {
 /// A coordinator that waits for workers.
 struct Running {
     address: SocketAddr,
-    stop: oneshot::Sender<()>,
+    signals: mpsc::UnboundedSender<Signal>,
     ended: JoinHandle<coordinator::Result<Outcome>>,
     _dir: TempDir,
 }
@@ -82,14 +83,14 @@ impl Running {
             access,
             insecure: false,
             single_writer: false,
+            advertise: None,
+            take_over: false,
         };
         let server = Server::bind(options).await.unwrap();
         let address = server.address();
-        let (stop, stopped) = oneshot::channel();
-        let ended = tokio::spawn(server.run(async {
-            let _ = stopped.await;
-        }));
-        Self { address, stop, ended, _dir: dir }
+        let (signals, caught) = mpsc::unbounded_channel();
+        let ended = tokio::spawn(server.run(UnboundedReceiverStream::new(caught)));
+        Self { address, signals, ended, _dir: dir }
     }
 
     /// What the coordinator answers to a caller: its job, or why not.
@@ -100,7 +101,7 @@ impl Running {
     }
 
     async fn end(self) {
-        self.stop.send(()).unwrap();
+        self.signals.send(Signal::Stop).unwrap();
         self.ended.await.unwrap().unwrap();
     }
 }
@@ -132,7 +133,8 @@ async fn certificates_must_be_good_on_both_ends() {
     server.ask(&files.access("", "worker", "ca")).await.unwrap();
     for (certificate, ca) in [("", "ca"), ("expired", "ca"), ("stranger", "ca"), ("worker", "strange-ca")] {
         let refused = server.ask(&files.access("", certificate, ca)).await.unwrap_err();
-        assert_eq!(refused.code(), Code::Unavailable, "{certificate} {ca}: {refused}");
+        let broken = matches!(refused.code(), Code::Unavailable | Code::Unknown);
+        assert!(broken, "{certificate} {ca}: it must not come as far as a call: {refused}");
     }
     // A plain client.
     assert!(server.ask(&Access::default()).await.is_err());
@@ -170,9 +172,9 @@ async fn garbage_floods_and_silence_shut_nobody_out() {
     }
     // The first of the silent had to make room for the last.
     let mut first = silent.swap_remove(0);
-    let mut said = [0; 64];
-    let end = tokio::time::timeout(Duration::from_secs(8), first.read(&mut said));
-    assert!(matches!(end.await, Ok(Ok(0) | Err(_))), "it was shown out long before its time");
+    let mut said = vec![];
+    let end = tokio::time::timeout(Duration::from_secs(8), first.read_to_end(&mut said)).await;
+    assert!(end.is_ok(), "it was shown out long before its time");
     CoordinatorClient::new(friend).get_job(request()).await.unwrap();
     server.ask(&files.access("token", "", "")).await.unwrap();
     server.end().await;

@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 use configs::Config;
 use proto::AccessArgs;
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+use storage::Location;
 use worker::{
     Error, Result,
     device::{Device, parse_devices},
@@ -53,6 +54,12 @@ enum Command {
         threads: usize,
         #[arg(long)]
         config: Option<PathBuf>,
+        /// The run, whose journal says where its coordinator is if that is not at the address.
+        #[arg(long, requires = "grace")]
+        run: Option<String>,
+        /// Seconds to look for it.
+        #[arg(long)]
+        grace: Option<f64>,
     },
     /// Measure a checkpoint's accuracy on a dataset.
     Eval(evaluate::EvalArgs),
@@ -96,21 +103,28 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<u8> {
     match command {
         Command::Run { coordinator, access, devices, config, threads } => {
-            access.read()?;
             let devices = parse_devices(&devices, || tch::Cuda::device_count().max(0) as usize)?;
             let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
             let threads = threads.unwrap_or((cores / devices.len()).max(1));
             let mut extra = access.to_args();
+            let access = access.read()?;
             if let Some(path) = config {
                 extra.extend(["--config".to_string(), path.display().to_string()]);
             }
-            runtime()?.block_on(supervise::run(supervise::Node { coordinator, devices, extra, threads }))
+            // One thread: the trainers' lives hang on the thread that started them.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
+            runtime.block_on(supervise::run(supervise::Node { coordinator, access, devices, extra, threads }))
         }
-        Command::Trainer { coordinator, access, device, threads, config } => {
+        Command::Trainer { coordinator, access, device, threads, config, run, grace } => {
             die_with_parent();
             let config = config.map(|path| Config::read(&path, &[])).transpose()?;
-            let (device, access) = (Device::parse(&device)?, access.read()?);
-            trainer::run(TrainerOptions { coordinator, access, device, threads, config })?;
+            let (device, run) = (Device::parse(&device)?, run.map(|url| Location::parse(&url)).transpose()?);
+            let look = run.zip(grace.and_then(|s| Duration::try_from_secs_f64(s).ok()));
+            let access = access.read()?;
+            trainer::run(TrainerOptions { coordinator, access, device, threads, config, look })?;
             Ok(0)
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),
@@ -132,10 +146,6 @@ fn run(command: Command) -> Result<u8> {
 fn die_with_parent() {
     // Linux only; elsewhere the broken session ends the trainer.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })
 }
 
 /// The error with its causes.

@@ -124,9 +124,8 @@ struct Strangers(VecDeque<Weak<Known>>);
 
 impl Strangers {
     fn next(&mut self, peer: SocketAddr) -> Guest {
-        let still = |known: &Weak<Known>| {
-            known.upgrade().is_some_and(|k| !k.admitted.load(Ordering::Relaxed))
-        };
+        let still =
+            |known: &Weak<Known>| known.upgrade().is_some_and(|k| !k.admitted.load(Ordering::Relaxed));
         if self.0.len() >= STRANGERS {
             self.0.retain(still);
         }
@@ -151,7 +150,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if !self.guest.is_admitted() && self.leave.poll_unpin(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }

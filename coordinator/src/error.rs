@@ -40,7 +40,9 @@ pub enum Error {
     #[error("listen on {address}: {source}; give --listen an address of this machine")]
     Listen { address: SocketAddr, source: std::io::Error },
     /// What lets strangers in off loopback must be asked for.
-    #[error("listen on {address}: it is not a loopback address, and {lacks}; or --insecure, if the network is trusted")]
+    #[error(
+        "listen on {address}: it is not a loopback address, and {lacks}; or --insecure, if the network is trusted"
+    )]
     Insecure { address: SocketAddr, lacks: &'static str },
     /// Certificates or keys that cannot be used.
     #[error("serve TLS: {why}")]

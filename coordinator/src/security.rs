@@ -30,7 +30,9 @@ pub fn check(listen: SocketAddr, access: &Access, insecure: bool) -> Result<()> 
     }
     let lacks = match (access.identity().is_some(), access.token().is_some() || access.ca().is_some()) {
         (true, true) => return Ok(()),
-        (true, false) => "anybody could join the job; give --token-file, or --tls-ca for workers' certificates",
+        (true, false) => {
+            "anybody could join the job; give --token-file, or --tls-ca for workers' certificates"
+        }
         (false, _) => "traffic would not be encrypted; give --tls-cert and --tls-key",
     };
     if !insecure {

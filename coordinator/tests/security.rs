@@ -29,7 +29,9 @@ impl Files {
         let files = Self(tempfile::tempdir().unwrap());
         files.put("token", TOKEN);
         files.put("other-token", "a-token-of-quite-another-job");
-        for (authority, names) in [("ca", ["coordinator", "worker", "expired"]), ("strange-ca", ["stranger"; 3])] {
+        for (authority, names) in
+            [("ca", ["coordinator", "worker", "expired"]), ("strange-ca", ["stranger"; 3])]
+        {
             let mut params = CertificateParams::new(vec![]).unwrap();
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             let ca = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
@@ -56,8 +58,7 @@ impl Files {
     fn access(&self, token: &str, certificate: &str, ca: &str) -> Access {
         let path = |name: &str| (!name.is_empty()).then(|| self.0.path().join(name));
         let key = if certificate.is_empty() { String::new() } else { format!("{certificate}.key") };
-        let (token_file, tls_cert, tls_key, tls_ca) =
-            (path(token), path(certificate), path(&key), path(ca));
+        let (token_file, tls_cert, tls_key, tls_ca) = (path(token), path(certificate), path(&key), path(ca));
         AccessArgs { token_file, tls_cert, tls_key, tls_ca }.read().unwrap()
     }
 }
@@ -114,7 +115,10 @@ async fn the_token_opens_and_nothing_else_does() {
     for stranger in ["", "other-token"] {
         let refused = server.ask(&files.access(stranger, "", "")).await.unwrap_err();
         assert_eq!(refused.code(), Code::Unauthenticated);
-        assert!(refused.message().contains("--token-file") && !refused.message().contains(TOKEN), "{refused}");
+        assert!(
+            refused.message().contains("--token-file") && !refused.message().contains(TOKEN),
+            "{refused}"
+        );
     }
     // Streams are calls too, and so are the store's.
     let none = Access::default().connection(&server.address.to_string()).unwrap();

@@ -111,7 +111,9 @@ impl Access {
         let url = match (address.split_once("://"), &self.ca) {
             (None, None) => format!("http://{address}"),
             (None, Some(_)) => format!("https://{address}"),
-            (Some(("https", _)), None) => return Err(bad("TLS needs the coordinator's authority, --tls-ca".into())),
+            (Some(("https", _)), None) => {
+                return Err(bad("TLS needs the coordinator's authority, --tls-ca".into()));
+            }
             (Some(("http", _)), Some(_)) => return Err(bad("with --tls-ca it cannot be http://".into())),
             _ => address.to_string(),
         };

@@ -34,7 +34,10 @@ impl Bandwidth {
     /// A limit in bytes a second, at least one.
     pub fn new(bytes_per_second: u64) -> Self {
         let bytes_per_second = bytes_per_second.max(1) as f64;
-        Self { bucket: Arc::new(Mutex::new(Bucket { bytes_per_second, until: Duration::ZERO })), since: now() }
+        Self {
+            bucket: Arc::new(Mutex::new(Bucket { bytes_per_second, until: Duration::ZERO })),
+            since: now(),
+        }
     }
 
     /// Waits until `bytes` more may leave.

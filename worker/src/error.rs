@@ -111,7 +111,9 @@ impl Error {
         match self {
             Error::Final(e) if e.exit_code() != 2 => supervise::FINAL,
             Error::Final(_) => 2,
-            Error::Usage(_) | Error::Rejected(_) | Error::Access(_) | Error::Config(_) | Error::Misfit(_) => 2,
+            Error::Usage(_) | Error::Rejected(_) | Error::Access(_) | Error::Config(_) | Error::Misfit(_) => {
+                2
+            }
             Error::Storage(e) if e.is_usage() => 2,
             Error::Data(e) if e.is_usage() => 2,
             Error::Model(source) | Error::Init { source, .. } if source.is_usage() => 2,

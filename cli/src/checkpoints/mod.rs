@@ -167,7 +167,11 @@ async fn wrong_files(run: &Location, f: &Found, files: &[run::File]) -> Result<V
         match run.sha256_of(&key).await {
             Ok(digest) if digest == file.sha256 => {}
             Ok(digest) => {
-                wrong.push(format!("{}: its SHA-256 is {digest} instead of {}", run.url_of(&key), file.sha256));
+                wrong.push(format!(
+                    "{}: its SHA-256 is {digest} instead of {}",
+                    run.url_of(&key),
+                    file.sha256
+                ));
             }
             Err(e) if e.is_not_found() => wrong.push(format!("{} is gone", run.url_of(&key))),
             Err(e) => return Err(e.into()),

@@ -109,7 +109,11 @@ pub async fn open(location: &Location, log: impl FnMut(String)) -> Result<Loaded
 /// Where the store fails (that says nothing about the checkpoint), where a newer version of this
 /// program wrote the newest one, and where all finished checkpoints are damaged: starting anew
 /// without a word would lose the run.
-pub async fn best(location: &Location, parts: &[Part], mut log: impl FnMut(String)) -> Result<Option<Loaded>> {
+pub async fn best(
+    location: &Location,
+    parts: &[Part],
+    mut log: impl FnMut(String),
+) -> Result<Option<Loaded>> {
     let mut damaged = None;
     for candidate in newest(location).await? {
         let url = candidate.folder.url().to_string();

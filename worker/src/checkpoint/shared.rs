@@ -69,7 +69,9 @@ impl Shared<'_> {
             let (choice, mine) = self.choose(&mut left, &mut log)?;
             let trouble = match choice {
                 Choice::Nothing => return damaged.map_or(Ok(None), |t| Err(self.error(0, t))),
-                Choice::Trouble(t @ Trouble::Failed(_)) => return Err(mine.unwrap_or_else(|| self.error(0, t))),
+                Choice::Trouble(t @ Trouble::Failed(_)) => {
+                    return Err(mine.unwrap_or_else(|| self.error(0, t)));
+                }
                 Choice::Trouble(t) => t,
                 Choice::Read { step, manifest } => match self.load(step, *manifest)? {
                     Ok(loaded) => return Ok(Some(loaded)),
@@ -131,10 +133,8 @@ impl Shared<'_> {
         let sizes: Vec<u64> = manifest.files.iter().map(|f| f.bytes).collect();
         let owners = layout::deal(&sizes, &vec![false; sizes.len()], self.group.world() as u32);
         let me = self.group.rank() as u32;
-        let mine: Vec<(usize, FileEntry)> = (0..sizes.len())
-            .filter(|&i| owners[i] == me)
-            .map(|i| (i, manifest.files[i].clone()))
-            .collect();
+        let mine: Vec<(usize, FileEntry)> =
+            (0..sizes.len()).filter(|&i| owners[i] == me).map(|i| (i, manifest.files[i].clone())).collect();
         let from = folder.clone();
         let read = self.meanwhile(async move {
             let read: Vec<_> = mine.into_iter().map(|(i, file)| read_file(from.clone(), i, file)).collect();
@@ -179,10 +179,7 @@ impl Shared<'_> {
     }
 
     /// Runs this rank's `work` until every rank's is done.
-    fn meanwhile<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = T> + Send + 'static,
-    ) -> Result<T> {
+    fn meanwhile<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> Result<T> {
         let mut work = AbortOnDropHandle::new(self.runtime.spawn(work));
         let mut done = None;
         while self.reduce(&[i64::from(done.is_some())], ReduceOp::Min)? == [0] {
@@ -199,7 +196,8 @@ impl Shared<'_> {
 
     /// Every rank takes over `root`'s value.
     fn say<T: Serialize + for<'a> Deserialize<'a>>(&self, root: usize, value: &T) -> Result<T> {
-        let bad = |e: serde_json::Error| Error::JobFailed(format!("the ranks cannot agree on a checkpoint: {e}"));
+        let bad =
+            |e: serde_json::Error| Error::JobFailed(format!("the ranks cannot agree on a checkpoint: {e}"));
         let mine = serde_json::to_vec(value).map_err(bad)?;
         let length = [if self.group.rank() == root { mine.len() as i64 } else { 0 }];
         let length = self.reduce(&length, ReduceOp::Max)?[0] as u64;

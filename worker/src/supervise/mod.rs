@@ -77,7 +77,10 @@ pub async fn run(node: Node) -> Result<u8> {
     args.extend(node.extra.iter().cloned());
     let plan = Plan { program, args, restarts: cluster.restarts, pause: Duration::from_secs(1) };
     let run = Location::parse(&job.run_url)?;
-    keep(plan, &node.devices, move |report| tell(node.coordinator.clone(), node.access.clone(), run.clone(), report)).await
+    keep(plan, &node.devices, move |report| {
+        tell(node.coordinator.clone(), node.access.clone(), run.clone(), report)
+    })
+    .await
 }
 
 /// Keeps a trainer on each device; `tell` is given each end that was not a good one.

@@ -29,11 +29,11 @@ use configs::{BatchNorm, Stage, StepShape};
 use models::{Exchange, NormMode};
 use proto::v1::{self, worker_message::Kind as Message};
 use shards::stream::{Batch, Stats, Stream};
-use storage::Bandwidth;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use storage::Bandwidth;
 use tch::Tensor;
 use tokio::time::timeout;
 

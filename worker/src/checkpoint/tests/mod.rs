@@ -1,5 +1,7 @@
 //! Round trips through a folder on disk, and every way in which a checkpoint can be bad.
 
+mod shared;
+
 use super::{
     layout::{self, FileEntry, Header, Manifest, Part, Place},
     load,

@@ -30,7 +30,7 @@ impl Group {
     }
 
     /// Bytes of the stretch.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.range.end - self.range.start
     }
 }

@@ -181,6 +181,6 @@ fn ask_for(group: &Grouped, frames: &[u32], counts: &mut Counts) {
     counts.misses += runs_of(frames).len() as u64;
     if group.first {
         counts.requests += 1;
-        counts.bytes += group.read.len();
+        counts.bytes += group.read.bytes();
     }
 }

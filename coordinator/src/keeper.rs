@@ -2,11 +2,11 @@
 //! done.
 
 use crate::{
-    Error,
-    core::{Action, Event},
+    Error, Result,
+    core::{Action, Event, WholeCheckpoint},
     driver::{Input, report},
     journal::Journal,
-    manifest,
+    manifest::{self, Written},
 };
 use std::{sync::Arc, time::Duration};
 use storage::Location;
@@ -27,19 +27,7 @@ pub async fn keep(
             Action::Commit(mut whole) => {
                 let (step, mut pauses) = (whole.step, PAUSES.iter());
                 let done = loop {
-                    // Only the leader of the run may write or delete.
-                    let leads = journal.lock().await.still_leads().await;
-                    let done = match leads {
-                        Ok(()) => manifest::commit(&run, &whole).await,
-                        Err(e) => Err(e),
-                    };
-                    if let (Err(Error::Superseded { .. }), false) = (&done, whole.replaces)
-                        && journal.lock().await.still_leads().await.is_ok()
-                    {
-                        // A coordinator before this one wrote it when it led no longer.
-                        whole.replaces = true;
-                        continue;
-                    }
+                    let done = commit(&run, &journal, &mut whole).await;
                     let (e, pause) = match (done, pauses.next()) {
                         (Err(Error::Storage(e)), Some(pause)) if !e.is_usage() => (e, pause),
                         (done, _) => break done,
@@ -75,4 +63,32 @@ pub async fn keep(
             _ => {}
         }
     }
+}
+
+/// Writes the manifest as the leader of the run. This process may stand still between any two requests, so it
+/// looks again afterwards: what it wrote when it led no longer is withdrawn, for its files may be swept away.
+async fn commit(run: &Location, journal: &Mutex<Journal>, whole: &mut WholeCheckpoint) -> Result<Written> {
+    let leads = async || journal.lock().await.still_leads().await;
+    leads().await?;
+    let mut done = manifest::commit(run, whole).await;
+    leads_or_withdraw(run, whole, &done, leads().await).await?;
+    if let (Err(Error::Superseded { .. }), false) = (&done, whole.replaces) {
+        // A coordinator before this one wrote it when it led no longer.
+        whole.replaces = true;
+        done = manifest::commit(run, whole).await;
+        leads_or_withdraw(run, whole, &done, leads().await).await?;
+    }
+    done
+}
+
+async fn leads_or_withdraw(
+    run: &Location,
+    whole: &WholeCheckpoint,
+    done: &Result<Written>,
+    leads: Result<()>,
+) -> Result<()> {
+    if let (Ok(_), Err(Error::Superseded { .. })) = (done, &leads) {
+        manifest::withdraw(run, whole).await?;
+    }
+    leads
 }

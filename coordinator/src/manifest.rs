@@ -5,7 +5,7 @@
 
 use crate::{
     Error, Result,
-    core::{Step, WholeCheckpoint},
+    core::{Committed, Generation, Step, WholeCheckpoint},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Map, Value};
@@ -24,18 +24,20 @@ pub struct Written {
     pub url: String,
 }
 
-/// Steps whose manifest exists, with the attempt that it names; empty where it cannot be read.
-pub async fn committed(run: &Location) -> Result<BTreeMap<Step, String>> {
+/// Steps whose manifest exists, with what it says of its origin; nothing where it cannot be read.
+pub async fn committed(run: &Location) -> Result<BTreeMap<Step, Committed>> {
     let listed = run.list(FOLDER).await?;
     let steps = listed.iter().filter(|o| o.key == manifest_key_of(&o.key)).filter_map(|o| step_of(&o.key));
-    let attempts = steps.map(|step| attempt_of(run.clone(), step)).collect::<Vec<_>>();
-    stream::iter(attempts).buffer_unordered(PARALLEL).try_collect().await
+    let origins = steps.map(|step| origin(run.clone(), step)).collect::<Vec<_>>();
+    stream::iter(origins).buffer_unordered(PARALLEL).try_collect().await
 }
 
-async fn attempt_of(run: Location, step: Step) -> Result<(Step, String)> {
+async fn origin(run: Location, step: Step) -> Result<(Step, Committed)> {
     let bytes = run.get_opt(&manifest_key(step)).await?.unwrap_or_default();
     let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    Ok((step, manifest["attempt"].as_str().unwrap_or_default().to_string()))
+    let generation = Generation(manifest["generation"].as_u64().unwrap_or_default());
+    let attempt = manifest["attempt"].as_str().unwrap_or_default().to_string();
+    Ok((step, Committed { generation, attempt }))
 }
 
 /// Checks that every file is there at its size, then writes the manifest: the header that rank 0
@@ -80,6 +82,15 @@ pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> 
         PutOutcome::Exists if run.get(&key).await? == body => Ok(written),
         PutOutcome::Exists => Err(Error::Superseded { url: written.url }),
     }
+}
+
+/// Takes a manifest back, if it is still the one that this attempt wrote.
+pub async fn withdraw(run: &Location, whole: &WholeCheckpoint) -> Result<()> {
+    let (_, there) = origin(run.clone(), whole.step).await?;
+    if there.attempt == whole.attempt {
+        run.delete(&manifest_key(whole.step)).await?;
+    }
+    Ok(())
 }
 
 /// Deletes the folders of `old` steps, manifest first; then what no manifest names in the folders
@@ -162,7 +173,7 @@ fn step_of(key: &str) -> Option<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{CheckpointFile, Generation};
+    use crate::core::CheckpointFile;
 
     fn run() -> (tempfile::TempDir, Location) {
         let dir = tempfile::tempdir().unwrap();
@@ -178,9 +189,14 @@ mod tests {
             step: Step(step),
             attempt: attempt.into(),
             files: vec![CheckpointFile { key, bytes: 10, sha256: storage::sha256_hex(&[5; 10]) }],
-            header_json: r#"{"format":"marey-checkpoint","version":1}"#.into(),
+            header_json: r#"{"format":"marey-checkpoint","version":1,"generation":1}"#.into(),
             replaces: false,
         }
+    }
+
+    fn of_one(attempt: &str) -> BTreeMap<Step, Committed> {
+        let it = Committed { generation: Generation(1), attempt: attempt.into() };
+        BTreeMap::from([(Step(12000), it)])
     }
 
     fn keys(run: &Location) -> impl Future<Output = Vec<String>> {
@@ -199,11 +215,13 @@ mod tests {
         let json: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["format"], "marey-checkpoint");
         assert_eq!(json["files"][0]["key"], "g1/model-0-of-1.safetensors");
-        assert_eq!(committed(&run).await.unwrap(), BTreeMap::from([(Step(12000), "g1".to_string())]));
+        assert_eq!(committed(&run).await.unwrap(), of_one("g1"));
 
         let other = whole(&run, 12000, "g2").await;
         assert!(matches!(commit(&run, &other).await, Err(Error::Superseded { .. })));
-        commit(&run, &WholeCheckpoint { replaces: true, ..other }).await.unwrap();
+        withdraw(&run, &other).await.unwrap();
+        assert_eq!(committed(&run).await.unwrap().len(), 1, "it is another attempt's");
+        commit(&run, &WholeCheckpoint { replaces: true, ..other.clone() }).await.unwrap();
 
         let mut short = whole(&run, 13000, "g2").await;
         short.files[0].bytes = 11;
@@ -211,7 +229,9 @@ mod tests {
         assert!(e.contains("step 13000") && e.contains("10 bytes"), "{e}");
         short.files[0].key = "../escape".into();
         assert!(matches!(commit(&run, &short).await, Err(Error::BadCheckpoint { .. })));
-        assert_eq!(committed(&run).await.unwrap(), BTreeMap::from([(Step(12000), "g2".to_string())]));
+        assert_eq!(committed(&run).await.unwrap(), of_one("g2"));
+        withdraw(&run, &other).await.unwrap();
+        assert_eq!(committed(&run).await.unwrap(), BTreeMap::new());
     }
 
     #[tokio::test]

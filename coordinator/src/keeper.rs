@@ -65,30 +65,18 @@ pub async fn keep(
     }
 }
 
-/// Writes the manifest as the leader of the run. This process may stand still between any two requests, so it
-/// looks again afterwards: what it wrote when it led no longer is withdrawn, for its files may be swept away.
+/// Writes the manifest as the leader of the run; looks again afterwards, for this process may have stood still
+/// meanwhile: whatever went wrong then is nobody's concern.
 async fn commit(run: &Location, journal: &Mutex<Journal>, whole: &mut WholeCheckpoint) -> Result<Written> {
     let leads = async || journal.lock().await.still_leads().await;
     leads().await?;
     let mut done = manifest::commit(run, whole).await;
-    leads_or_withdraw(run, whole, &done, leads().await).await?;
+    leads().await?;
     if let (Err(Error::Superseded { .. }), false) = (&done, whole.replaces) {
         // A coordinator before this one wrote it when it led no longer.
         whole.replaces = true;
         done = manifest::commit(run, whole).await;
-        leads_or_withdraw(run, whole, &done, leads().await).await?;
+        leads().await?;
     }
     done
-}
-
-async fn leads_or_withdraw(
-    run: &Location,
-    whole: &WholeCheckpoint,
-    done: &Result<Written>,
-    leads: Result<()>,
-) -> Result<()> {
-    if let (Ok(_), Err(Error::Superseded { .. })) = (done, &leads) {
-        manifest::withdraw(run, whole).await?;
-    }
-    leads
 }

@@ -5,7 +5,7 @@
 
 use crate::{
     Error, Result,
-    core::{Committed, Generation, Step, WholeCheckpoint},
+    core::{CheckpointFile, Committed, Generation, Step, WholeCheckpoint},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Map, Value};
@@ -41,7 +41,8 @@ async fn origin(run: Location, step: Step) -> Result<(Step, Committed)> {
 }
 
 /// Checks that every file is there at its size, then writes the manifest: the header that rank 0
-/// gave, the attempt, and the files.
+/// gave, the attempt, and the files. Then checks the files again: a process that stands still in between may
+/// come after another coordinator's sweep, and takes the manifest back.
 pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> {
     let step = whole.step.0;
     let bad = |why: String| Error::BadCheckpoint { step, why };
@@ -56,15 +57,22 @@ pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> 
             return Err(bad(format!("two ranks reported the file {}", f.key)));
         }
     }
-    let folder = folder(whole.step);
-    let checks =
-        whole.files.iter().map(|f| check_file(run.clone(), step, format!("{folder}/{}", f.key), f.bytes));
-    stream::iter(checks.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect::<()>().await?;
+    check_files(run, whole).await?;
     manifest.insert("attempt".into(), whole.attempt.clone().into());
     let files = serde_json::to_value(&whole.files).map_err(|e| bad(e.to_string()))?;
     manifest.insert("files".into(), files);
     let body = serde_json::to_vec_pretty(&manifest).map_err(|e| bad(e.to_string()))?;
 
+    let written = put(run, whole, body).await?;
+    if let Err(e @ Error::BadCheckpoint { .. }) = check_files(run, whole).await {
+        run.delete(&manifest_key(whole.step)).await?;
+        return Err(e);
+    }
+    Ok(written)
+}
+
+/// Writes the manifest over none, or over one that was refused.
+async fn put(run: &Location, whole: &WholeCheckpoint, body: Vec<u8>) -> Result<Written> {
     let key = manifest_key(whole.step);
     let written = Written { bytes: whole.files.iter().map(|f| f.bytes).sum(), url: run.url_of(&key) };
     // A store may answer a retried put with "exists" although the first try was ours.
@@ -82,15 +90,6 @@ pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> 
         PutOutcome::Exists if run.get(&key).await? == body => Ok(written),
         PutOutcome::Exists => Err(Error::Superseded { url: written.url }),
     }
-}
-
-/// Takes a manifest back, if it is still the one that this attempt wrote.
-pub async fn withdraw(run: &Location, whole: &WholeCheckpoint) -> Result<()> {
-    let (_, there) = origin(run.clone(), whole.step).await?;
-    if there.attempt == whole.attempt {
-        run.delete(&manifest_key(whole.step)).await?;
-    }
-    Ok(())
 }
 
 /// Deletes the folders of `old` steps, manifest first; then what no manifest names in the folders
@@ -118,10 +117,23 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
             BTreeSet::new()
         };
         let stray: Vec<String> = keys.into_iter().filter(|k| *k != manifest && !named.contains(k)).collect();
-        let deletions = stray.into_iter().map(|key| delete(run.clone(), key)).collect::<Vec<_>>();
+        let deletions = stray.iter().map(|key| delete(run.clone(), key.clone())).collect::<Vec<_>>();
         stream::iter(deletions).buffer_unordered(PARALLEL).try_collect::<()>().await?;
+        // One that led before may have written a manifest of them meanwhile, unaware that it leads no longer.
+        let now = if stray.is_empty() { None } else { files_named(run, &manifest).await? };
+        if now.is_some_and(|named| stray.iter().any(|key| named.contains(key))) {
+            run.delete(&manifest).await?;
+        }
     }
     Ok(())
+}
+
+async fn check_files(run: &Location, whole: &WholeCheckpoint) -> Result<()> {
+    let folder = folder(whole.step);
+    let check =
+        |f: &CheckpointFile| check_file(run.clone(), whole.step.0, format!("{folder}/{}", f.key), f.bytes);
+    let checks = whole.files.iter().map(check).collect::<Vec<_>>();
+    stream::iter(checks).buffer_unordered(PARALLEL).try_collect().await
 }
 
 /// An error unless the object is there with `expected` bytes: a report is not yet an upload.
@@ -173,7 +185,6 @@ fn step_of(key: &str) -> Option<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::CheckpointFile;
 
     fn run() -> (tempfile::TempDir, Location) {
         let dir = tempfile::tempdir().unwrap();
@@ -219,9 +230,7 @@ mod tests {
 
         let other = whole(&run, 12000, "g2").await;
         assert!(matches!(commit(&run, &other).await, Err(Error::Superseded { .. })));
-        withdraw(&run, &other).await.unwrap();
-        assert_eq!(committed(&run).await.unwrap().len(), 1, "it is another attempt's");
-        commit(&run, &WholeCheckpoint { replaces: true, ..other.clone() }).await.unwrap();
+        commit(&run, &WholeCheckpoint { replaces: true, ..other }).await.unwrap();
 
         let mut short = whole(&run, 13000, "g2").await;
         short.files[0].bytes = 11;
@@ -230,8 +239,6 @@ mod tests {
         short.files[0].key = "../escape".into();
         assert!(matches!(commit(&run, &short).await, Err(Error::BadCheckpoint { .. })));
         assert_eq!(committed(&run).await.unwrap(), of_one("g2"));
-        withdraw(&run, &other).await.unwrap();
-        assert_eq!(committed(&run).await.unwrap(), BTreeMap::new());
     }
 
     #[tokio::test]

@@ -52,10 +52,12 @@ pub enum Op {
     /// For a job of the keeper, or by itself.
     Lead(bool),
     PutManifest(WholeCheckpoint),
-    /// After a manifest was put, or was found to be there: does this coordinator lead?
+    /// After a manifest was put: are its files there still?
+    CheckFiles(WholeCheckpoint),
+    /// After a manifest was put, or could not be: does this coordinator lead?
     LeadAfter(WholeCheckpoint, Put),
-    /// A manifest that was written by one that led no longer.
-    Withdraw(WholeCheckpoint),
+    /// After a sweep: manifests that were written of the swept meanwhile.
+    Recheck(Vec<(Step, String)>),
     DeleteManifest(WholeCheckpoint),
     DeleteOld(Vec<Step>, Step),
     Sweep(Vec<(Step, String)>),
@@ -77,12 +79,13 @@ pub enum Reply {
     Appended(Entry, bool),
     Manifests(Membership, BTreeMap<Step, Committed>),
     Leads(bool, bool),
+    Written(WholeCheckpoint),
     Put(WholeCheckpoint, Put),
     LeadsAfter(WholeCheckpoint, Put, bool),
-    Withdrawn,
+    Rechecked,
     Deleted(WholeCheckpoint),
     Strays(Vec<(Step, String)>),
-    Swept,
+    Swept(Vec<(Step, String)>),
     /// The request failed, or only its answer.
     Failed(Op),
 }
@@ -157,14 +160,27 @@ impl World {
                     true => Put::Other,
                     false => Put::Incomplete,
                 };
-                Reply::Put(whole, put)
+                match put {
+                    Put::Written => Reply::Written(whole),
+                    _ => Reply::Put(whole, put),
+                }
             }
-            Op::Withdraw(whole) => {
-                let ours = |m: &Manifest| m.origin.attempt == whole.attempt;
-                if self.store.manifests.get(&whole.step).is_some_and(ours) {
+            Op::CheckFiles(whole) => {
+                let there = |f: &coordinator::core::CheckpointFile| {
+                    self.store.objects.contains_key(&(whole.step, f.key.clone()))
+                };
+                let put = if whole.files.iter().all(there) { Put::Written } else { Put::Incomplete };
+                if put == Put::Incomplete {
                     self.store.manifests.remove(&whole.step);
                 }
-                Reply::Withdrawn
+                Reply::Put(whole, put)
+            }
+            Op::Recheck(swept) => {
+                let names = |step: &Step, m: &Manifest| {
+                    swept.iter().any(|(s, key)| s == step && m.files.contains(key))
+                };
+                self.store.manifests.retain(|step, m| !names(step, m));
+                Reply::Rechecked
             }
             Op::DeleteManifest(whole) => {
                 self.store.replacing = Some(whole.step);
@@ -179,7 +195,7 @@ impl World {
             Op::Sweep(strays) => {
                 self.store.objects.retain(|key, _| !strays.contains(key));
                 self.store.check();
-                Reply::Swept
+                Reply::Swept(strays)
             }
         }
     }
@@ -194,7 +210,7 @@ impl World {
                     // The periodic look comes again by itself.
                     Op::Lead(false) => {}
                     // What was not deleted now is deleted another time.
-                    Op::DeleteOld(..) | Op::Sweep(_) => self.job_done(c),
+                    Op::DeleteOld(..) | Op::Sweep(_) | Op::Recheck(_) => self.job_done(c),
                     op => self.at(self.now + RETRY, Ev::AskAgain(c, life, op)),
                 }
             }
@@ -236,8 +252,8 @@ impl World {
                 None => {}
             },
             Reply::Put(whole, put) => self.ask(c, Op::LeadAfter(whole, put)),
-            Reply::LeadsAfter(whole, Put::Written, false) => self.ask(c, Op::Withdraw(whole)),
-            Reply::LeadsAfter(_, _, false) | Reply::Withdrawn => {
+            Reply::Written(whole) => self.ask(c, Op::CheckFiles(whole)),
+            Reply::LeadsAfter(_, _, false) => {
                 self.give(c, Event::Superseded { why: "another leads".into() });
             }
             Reply::LeadsAfter(whole, Put::Written, true) => {
@@ -260,7 +276,8 @@ impl World {
             }
             Reply::Deleted(whole) => self.ask(c, Op::PutManifest(whole)),
             Reply::Strays(strays) => self.ask(c, Op::Sweep(strays)),
-            Reply::Swept => self.job_done(c),
+            Reply::Swept(swept) => self.ask(c, Op::Recheck(swept)),
+            Reply::Rechecked => self.job_done(c),
         }
     }
 

@@ -19,8 +19,8 @@ pub struct Entry {
 pub struct Manifest {
     pub origin: Committed,
     pub files: Vec<String>,
-    /// Written by a coordinator that stood still after it had looked whether it leads, and led no longer. It looks
-    /// again and takes this back; meanwhile readers find out by the digests.
+    /// Written by a coordinator that stood still after it had looked whether it leads, and led no longer. If its
+    /// files are swept, it or the sweeper takes it back; until then readers find out by the digests.
     pub stale: bool,
 }
 

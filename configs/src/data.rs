@@ -18,6 +18,9 @@ pub struct Data {
     pub lanes: u32,
     #[serde(default)]
     pub shuffle: Shuffle,
+    /// With `shuffle = "grouped"`: bytes of neighbouring clips that are held and shuffled together, over all workers.
+    #[serde(default = "shuffle_window")]
+    pub shuffle_window: Bytes,
     /// What an epoch shows of the clips.
     #[serde(default)]
     pub sampling: Sampling,
@@ -150,6 +153,8 @@ pub enum Shuffle {
     /// A true permutation inside each lane.
     #[default]
     Uniform,
+    /// Neighbours in a file are read in one request and shuffled inside `shuffle_window`: for clips of some 10 KB.
+    Grouped,
 }
 
 /// What an epoch shows of the clips.
@@ -386,6 +391,9 @@ fn mean() -> [f64; 3] {
 }
 fn std() -> [f64; 3] {
     [0.225; 3]
+}
+fn shuffle_window() -> Bytes {
+    Bytes(256 << 20)
 }
 fn prefetch() -> Bytes {
     Bytes(256 << 20)

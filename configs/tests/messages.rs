@@ -107,6 +107,13 @@ fn sizes_that_do_not_fit_are_named() {
             "data.sampling",
             "by its weights",
         ),
+        (&["data.shuffle=grouped", "data.sampling=class_balanced"], "data.shuffle", "every clip once"),
+        (&["data.shuffle=grouped", "data.shuffle_window='0'"], "data.shuffle_window", "greater than 0"),
+        (
+            &["data.shuffle=grouped", "data.cache={ folder = '/tmp/c', limit = '1 GiB' }"],
+            "data.shuffle",
+            "not cached",
+        ),
         (&["data.quarantine="], "data.quarantine", "name a text file"),
         (&["data.std=[0.2, 0.0, 0.2]"], "data.std", "greater than 0"),
         (&["data.fps=-1.0"], "data.fps", "greater than 0"),

@@ -2,20 +2,27 @@
 
 use crate::Result;
 use crate::augment::{Augment, ColorJitter, Erasing, RandAugment};
-use crate::format::{Dataset, Manifest};
-use crate::plan::{PlanSpec, Shape, Stage};
+use crate::format::{ClipIndex, Dataset, Manifest};
+use crate::plan::{Groups, Order, PlanSpec, Shape, Stage};
 use crate::sampling::{ClipSpec, Scale, View};
-use configs::Config;
+use configs::{Config, Shuffle};
 
-/// The order of `clips` training clips.
-pub fn plan_spec(config: &Config, dataset: &Dataset, clips: u64) -> PlanSpec {
+/// The order of the training clips `clips`, each shown once an epoch.
+pub fn plan_spec(config: &Config, dataset: &Dataset, clips: &[ClipIndex]) -> PlanSpec {
+    let (data, seed) = (&config.data, config.seed);
     PlanSpec {
+        order: match data.shuffle {
+            Shuffle::Uniform => Order::Uniform,
+            Shuffle::Grouped => {
+                Order::Grouped(Groups::new(dataset, clips, data.shuffle_window.0, data.lanes, seed))
+            }
+        },
         dataset_digest: dataset.digest.clone(),
-        seed: config.seed,
-        clips,
-        lanes: config.data.lanes,
+        seed,
+        clips: clips.len() as u64,
+        lanes: data.lanes,
         global_batch: config.train.global_batch,
-        drop_last: config.data.drop_last,
+        drop_last: data.drop_last,
         stages: stages(config),
         ..PlanSpec::default()
     }

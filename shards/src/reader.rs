@@ -1,6 +1,9 @@
 //! Fetches just the runs of 16 frames that a view needs, by ranged GET, and verifies each one.
 
+mod group;
 mod local;
+
+pub use group::Group;
 
 use crate::cache::{self, Cache, RunKey, Wanted};
 use crate::format::{Clip, ClipIndex, Dataset, RUN_FRAMES, crc32c};

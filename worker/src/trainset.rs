@@ -47,10 +47,12 @@ impl TrainSet {
             notes.push(format!("{gone} of {before} training clips are left out: they are listed in {url}"));
             left_out = sha256_hex(ids.iter().map(String::as_str).collect::<Vec<_>>().join("\n").as_bytes());
         }
-        let order = order(config, &sources, &parts, &mut notes)?;
         let clips: Vec<ClipIndex> = parts.concat();
-        let plain = plan_spec(config, dataset, clips.len() as u64);
-        let plan = Plan::new(PlanSpec { dataset_digest: sources.digest(), order, left_out, ..plain })?;
+        let mut spec = PlanSpec { left_out, ..plan_spec(config, dataset, &clips) };
+        if let Some(pools) = pools(config, &sources, &parts, &mut notes)? {
+            spec = PlanSpec { dataset_digest: sources.digest(), order: Order::Pools(pools), ..spec };
+        }
+        let plan = Plan::new(spec)?;
         Ok(Self { sources, clips, plan: Arc::new(plan), notes })
     }
 
@@ -78,13 +80,13 @@ async fn mixture(config: &Config, dataset: &Arc<Dataset>) -> Result<(Sources, Ve
     Ok((sources, clips))
 }
 
-/// How the clips, part after part, are drawn.
-fn order(
+/// The pools that the clips, part after part, are drawn from; `None` where each is simply shown once.
+fn pools(
     config: &Config,
     sources: &Sources,
     parts: &[Vec<ClipIndex>],
     notes: &mut Vec<String>,
-) -> Result<Order> {
+) -> Result<Option<Pools>> {
     let data = &config.data;
     let clips: u64 = parts.iter().map(|p| p.len() as u64).sum();
     let epoch = data.epoch_clips.unwrap_or(clips);
@@ -103,10 +105,10 @@ fn order(
                 named.split
             ));
         }
-        return Ok(Order::Pools(Pools { pools: Arc::new(pools), shares: Shares::Fixed(each) }));
+        return Ok(Some(Pools { pools: Arc::new(pools), shares: Shares::Fixed(each) }));
     }
     if data.sampling == Sampling::Uniform {
-        return Ok(Order::Uniform);
+        return Ok(None);
     }
     let class = |clip: &ClipIndex| {
         sources.label_ids(*clip).first().copied().ok_or_else(|| {
@@ -120,7 +122,7 @@ fn order(
     let pools = Pools::of_classes(labels, epoch);
     let (classes, each) = (pools.pools.len(), epoch as f64 / pools.pools.len().max(1) as f64);
     notes.push(format!("class-balanced: {epoch} clips an epoch, {each:.1} of each of {classes} classes"));
-    Ok(Order::Pools(pools))
+    Ok(Some(pools))
 }
 
 /// The ids in a text file: one a line; blank lines and lines that begin with # are skipped.

@@ -1,7 +1,7 @@
 //! Clips, lanes, augmentation and views.
 
 use super::Rules;
-use crate::{Augment, Data, Job, Requests, Result, Sampling, Scale};
+use crate::{Augment, Data, Job, Requests, Result, Sampling, Scale, Shuffle};
 
 impl Rules<'_> {
     pub(super) fn data(&self, job: &Job) -> Result<()> {
@@ -64,6 +64,16 @@ impl Rules<'_> {
         self.require(!both, "data.sampling", "a mixture is drawn by its weights, not by class")?;
         let cached = d.cache.is_some() && !d.mixture.is_empty();
         self.require(!cached, "data.cache", "a mixture cannot be cached; leave one of them out")?;
+        if d.shuffle == Shuffle::Grouped {
+            self.require(
+                !drawn,
+                "data.shuffle",
+                "grouped shuffling shows every clip once; use \"uniform\" here",
+            )?;
+            let why = "runs that are fetched in groups are not cached; leave one of them out";
+            self.require(d.cache.is_none(), "data.shuffle", why)?;
+            self.positive("data.shuffle_window", d.shuffle_window.0 as f64)?;
+        }
         for part in &d.mixture {
             self.require(!part.url.is_empty(), "data.mixture.url", "it is empty; name a dataset")?;
             self.require(!part.split.is_empty(), "data.mixture.split", "it is empty")?;

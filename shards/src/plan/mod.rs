@@ -7,20 +7,24 @@
 //!
 //! ```text
 //! order.rs    the order of each lane's clips, and what a plan is known by
+//! groups.rs   neighbours in a file, read together and shuffled inside a window
 //! pools.rs    epochs drawn from classes or datasets in given shares
 //! steps.rs    how many steps an epoch has, and what each takes from a lane
 //! ```
 
+mod groups;
 mod order;
 mod pools;
 mod steps;
 
+pub use groups::Groups;
 pub use order::Order;
 pub use pools::{Pools, Shares, by_weight};
 pub use steps::{Shape, Stage};
 
 use crate::{Error, Result};
 use order::Epoch;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use steps::Steps;
@@ -84,8 +88,13 @@ impl Plan {
         if global_batch % lanes != 0 {
             return bad(format!("global_batch {global_batch} is not a multiple of lanes {lanes}"));
         }
-        if let Order::Pools(pools) = &spec.order {
-            pools.check(clips)?;
+        match &spec.order {
+            Order::Uniform => {}
+            Order::Grouped(groups) if groups.clips() == clips => {}
+            Order::Grouped(groups) => {
+                return bad(format!("{clips} clips are to be shuffled in groups of {}", groups.clips()));
+            }
+            Order::Pools(pools) => pools.check(clips)?,
         }
         let clips = spec.epoch_clips();
         let (shortest, longest) = (clips / u64::from(lanes), clips.div_ceil(u64::from(lanes)));
@@ -111,6 +120,28 @@ impl Plan {
     /// Epoch, and step in it, of the run's step number `step`, counted from 0.
     pub fn place(&self, step: u64) -> (u64, u64) {
         self.steps.place(step)
+    }
+
+    /// Clips of an epoch that each of a rank's pieces has yet to show from a step on; `None` but for
+    /// [`Order::Grouped`].
+    pub(crate) fn left_of_pieces(
+        &self,
+        epoch: u64,
+        step: u64,
+        lanes: Range<u32>,
+    ) -> Option<HashMap<u32, u32>> {
+        let Order::Grouped(groups) = &self.spec.order else { return None };
+        let orders = self.epoch(epoch);
+        let end = self.steps_per_epoch(epoch);
+        let mut left = HashMap::new();
+        for lane in lanes {
+            let order = orders.lane(&self.spec, lane);
+            let at = |step| self.steps.taken_before(epoch, step).min(self.lane_len(lane)) as usize;
+            for &place in &order[at(step)..at(end)] {
+                *left.entry(groups.piece_of(place)).or_default() += 1;
+            }
+        }
+        Some(left)
     }
 
     /// What a step shows, where the plan has stages.

@@ -1,6 +1,6 @@
 //! How the clips of an epoch are ordered, and what a plan is known by.
 
-use super::{PlanSpec, Pools, Shares};
+use super::{Groups, PlanSpec, Pools, Shares};
 use crate::random::Keyed;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -12,6 +12,8 @@ pub enum Order {
     /// Each lane has its own clips, permuted in every epoch.
     #[default]
     Uniform,
+    /// Each lane has its own groups of neighbours, permuted in every epoch and shuffled inside a window.
+    Grouped(Groups),
     /// An epoch draws from pools in given shares. Lanes do not keep their clips from one epoch to the next.
     Pools(Pools),
 }
@@ -49,6 +51,7 @@ impl Epoch {
                 Keyed::new("lane order", &spec.dataset_digest, &key).shuffle(&mut clips);
                 clips
             }
+            Order::Grouped(groups) => groups.order(spec, self.epoch, lane),
             Order::Pools(pools) => {
                 let whole = self.whole.get_or_init(|| pools.order(spec, self.epoch));
                 whole.iter().skip(lane as usize).step_by(lanes).copied().collect()
@@ -61,7 +64,7 @@ impl PlanSpec {
     /// Clips of an epoch.
     pub fn epoch_clips(&self) -> u64 {
         match &self.order {
-            Order::Uniform => self.clips,
+            Order::Uniform | Order::Grouped(_) => self.clips,
             Order::Pools(pools) => pools.epoch_clips(),
         }
     }
@@ -70,7 +73,9 @@ impl PlanSpec {
     /// identities are the same plan.
     pub fn identity(&self) -> BTreeMap<String, String> {
         let mut all = BTreeMap::new();
-        let mut say = |name: &str, value: String| all.insert(name.to_string(), value);
+        let mut say = |name: &str, value: String| {
+            all.insert(name.to_string(), value);
+        };
         say("dataset", self.dataset_digest.clone());
         say("seed", self.seed.to_string());
         say("clips of the split", self.clips.to_string());
@@ -89,6 +94,7 @@ impl PlanSpec {
         }
         match &self.order {
             Order::Uniform => {}
+            Order::Grouped(groups) => say("data.shuffle", hash(groups.numbers())),
             Order::Pools(pools) => {
                 let places = pools.pools.iter().flat_map(|p| {
                     std::iter::once(p.len() as u64).chain(p.iter().map(|place| u64::from(*place)))

@@ -118,7 +118,7 @@ fn job(args: &Args, config: &Config, runtime: &Runtime) -> Result<Job> {
         )?,
     };
     let clips = dataset.clips_of(&data.train_split)?;
-    let plan = Arc::new(Plan::new(plan_spec(config, &dataset, clips.len() as u64))?);
+    let plan = Arc::new(Plan::new(plan_spec(config, &dataset, &clips))?);
     let (clip, view) = (clip_spec(config), train_view(config, Augment::NONE));
     let epochs = args.epochs.unwrap_or(config.total_epochs().min(3));
     Ok(Job { dataset: Arc::new(dataset), clips, plan, clip, view, epochs })

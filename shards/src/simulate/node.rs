@@ -5,7 +5,7 @@ use crate::Result;
 use crate::cache::{DatasetTag, Filler, Geometry, Open, Place, Table, tag};
 use crate::format::ClipIndex;
 use crate::reader::{runs_of, spans};
-use crate::stream::{BatchPlan, Batches};
+use crate::stream::{BatchPlan, Batches, Grouped};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -91,7 +91,10 @@ impl<'a> Node<'a> {
                 let counts = &mut epochs[epoch as usize];
                 let mut fetched = Vec::new();
                 for item in &items {
-                    self.show(item.clip, &item.frames, counts, &mut fetched);
+                    match &item.group {
+                        Some(group) => ask_for(group, &item.frames, counts),
+                        None => self.show(item.clip, &item.frames, counts, &mut fetched),
+                    }
                 }
                 // What a step fetches is written behind it.
                 for (index, run) in fetched {
@@ -169,5 +172,15 @@ impl<'a> Node<'a> {
         }
         counts.written_bytes += bytes;
         self.runs.insert((index, run), (slot, generation));
+    }
+}
+
+/// A group comes once, for all of its clips.
+fn ask_for(group: &Grouped, frames: &[u32], counts: &mut Counts) {
+    counts.views += 1;
+    counts.misses += runs_of(frames).len() as u64;
+    if group.first {
+        counts.requests += 1;
+        counts.bytes += group.read.bytes();
     }
 }

@@ -3,10 +3,11 @@
 use super::{EvalPass, Sources, TrainPass, View};
 use crate::format::{Clip, ClipIndex};
 use crate::plan::{Sample, Shape, sequential};
-use crate::reader::fetch_bytes;
+use crate::reader::{Group, fetch_bytes};
 use crate::sampling::{ClipSpec, Cut};
 use crate::{Error, Result};
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -27,6 +28,16 @@ pub(crate) struct Item {
     /// Stored frames.
     pub(crate) frames: Vec<u32>,
     pub(crate) cuts: Vec<Cut>,
+    /// What it is read with.
+    pub(crate) group: Option<Grouped>,
+}
+
+/// The neighbours that a clip is read with; in memory until its last item is dropped.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Grouped {
+    pub(crate) read: Arc<Group>,
+    /// The first item of a pass that asks for it.
+    pub(crate) first: bool,
 }
 
 /// One batch to come.
@@ -51,6 +62,16 @@ pub(crate) struct Batches {
     order: Order,
     /// Batches not yet given, by number.
     numbers: Range<u64>,
+    held: Held,
+}
+
+/// The groups of which clips are still to be shown.
+#[derive(Debug, Default)]
+struct Held {
+    /// Of which epoch.
+    epoch: Option<u64>,
+    /// By piece: clips still to be shown, and the group once it was asked for.
+    pieces: HashMap<u32, (u32, Option<Arc<Group>>)>,
 }
 
 #[derive(Debug)]
@@ -137,7 +158,8 @@ impl Batches {
         if let View::Whole { .. } = view {
             whole_clips(sources, &clips, view.size())?;
         }
-        Ok(Self { sources: sources.clone(), clips, clip, view, order, numbers })
+        let held = Held::default();
+        Ok(Self { sources: sources.clone(), clips, clip, view, order, numbers, held })
     }
 
     /// Batches to come.
@@ -145,8 +167,14 @@ impl Batches {
         self.numbers.end - self.numbers.start
     }
 
-    fn batch(&self, number: u64) -> Result<BatchPlan> {
-        let (epoch, step, items, global, shape) = match &self.order {
+    /// The pieces that are held: asked for, and with clips still to show.
+    #[cfg(test)]
+    pub(super) fn held_pieces(&self) -> impl Iterator<Item = u32> + '_ {
+        self.held.pieces.iter().filter(|(_, (_, group))| group.is_some()).map(|(piece, _)| *piece)
+    }
+
+    fn batch(&mut self, number: u64) -> Result<BatchPlan> {
+        let (epoch, step, mut items, global, shape) = match &self.order {
             Order::Train { plan, rank, world } => {
                 let (epoch, step) = plan.place(number);
                 let samples = plan.local(epoch, step, *rank, *world)?;
@@ -164,10 +192,15 @@ impl Batches {
             }
             Order::Eval { part, windows } => (0, number, self.eval_items(part, *windows, number), None, None),
         };
+        self.hold(epoch, step, &mut items)?;
         let views = items.iter().map(|i| i.cuts.len()).sum();
         let (frames, (width, height)) = shape
             .map_or((self.clip.frames, self.view.size()), |shape| (shape.frames, (shape.side, shape.side)));
-        let fetch = |i: &Item| fetch_bytes(self.sources.dataset(i.source).clip(i.clip), &i.frames);
+        // A group's bytes belong to the shuffle window, not to a batch.
+        let fetch = |i: &Item| match i.group {
+            Some(_) => 0,
+            None => fetch_bytes(self.sources.dataset(i.source).clip(i.clip), &i.frames),
+        };
         Ok(BatchPlan {
             epoch,
             step,
@@ -176,6 +209,35 @@ impl Batches {
             global_clips: global.unwrap_or(views),
             items,
         })
+    }
+
+    /// Gives the items of a training step their groups, and lets go of those that have no more to show.
+    fn hold(&mut self, epoch: u64, step: u64, items: &mut [Item]) -> Result<()> {
+        let Order::Train { plan, rank, world } = &self.order else { return Ok(()) };
+        let crate::plan::Order::Grouped(groups) = &plan.spec().order else { return Ok(()) };
+        if self.held.epoch != Some(epoch) {
+            let lanes = plan.lanes_of_rank(*rank, *world)?;
+            let left = plan.left_of_pieces(epoch, step, lanes).unwrap_or_default();
+            let pieces = left.into_iter().map(|(piece, left)| (piece, (left, None))).collect();
+            self.held = Held { epoch: Some(epoch), pieces };
+        }
+        let mut shown = None;
+        for item in items {
+            let piece = groups.piece_of(item.place);
+            let Some((left, group)) = self.held.pieces.get_mut(&piece) else { continue };
+            let first = group.is_none();
+            let read = group.get_or_insert_with(|| {
+                let clips = groups.places(piece).map(|place| self.clips[place as usize]);
+                Arc::new(Group::of(self.sources.dataset(item.source), clips))
+            });
+            item.group = Some(Grouped { read: read.clone(), first });
+            // The repeats of a clip are neighbours.
+            if shown.replace(item.position) != Some(item.position) {
+                *left -= 1;
+            }
+        }
+        self.held.pieces.retain(|_, (left, _)| *left > 0);
+        Ok(())
     }
 
     fn eval_items(&self, part: &Range<u64>, a_batch: u64, number: u64) -> Vec<Item> {
@@ -212,7 +274,7 @@ impl Batches {
             })
             .collect();
         let (place, position) = (sample.clip, sample.position);
-        Item { source, clip, place, position, first_view, labels, frames, cuts }
+        Item { source, clip, place, position, first_view, labels, frames, cuts, group: None }
     }
 }
 

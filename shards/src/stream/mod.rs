@@ -20,7 +20,7 @@ use crate::format::{ClipIndex, Dataset};
 use crate::plan::Plan;
 use crate::reader::Reader;
 use crate::{Error, Result};
-pub(crate) use batches::{BatchPlan, Batches};
+pub(crate) use batches::{BatchPlan, Batches, Grouped};
 use pipeline::{Pending, Spares};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

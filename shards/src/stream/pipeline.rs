@@ -169,7 +169,10 @@ impl Maker {
         let reader = &self.readers[source];
         let fetched = match reader.reads_here() {
             true => None,
-            false => Some(reader.fetch(index, &item.frames).await?),
+            false => Some(match &item.group {
+                Some(group) => reader.fetch_of(&group.read, index, &item.frames).await?,
+                None => reader.fetch(index, &item.frames).await?,
+            }),
         };
         let readers = self.readers.clone();
         let (answer, decoded) = oneshot::channel();

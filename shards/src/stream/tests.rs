@@ -1,6 +1,7 @@
 //! The whole reading half against small datasets on disk.
 
 mod damage;
+mod grouped;
 
 use super::*;
 use crate::format::{ClipIndex, Clips, Codec, MANIFEST_KEY};

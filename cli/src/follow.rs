@@ -1,7 +1,10 @@
 //! Follows a coordinator's events to the end of the job, showing each.
 
 use crate::{Error, Result, screen::Screen};
-use proto::v1::{JobEnded, JobEvent, WatchRequest, coordinator_client::CoordinatorClient, job_event::Kind};
+use proto::{
+    Access, AccessArgs,
+    v1::{JobEnded, JobEvent, WatchRequest, coordinator_client::CoordinatorClient, job_event::Kind},
+};
 use tonic::Streaming;
 
 /// Follow a running job: the same display as `marey train`.
@@ -10,6 +13,8 @@ pub struct Args {
     /// The coordinator's address, host:port
     #[arg(long, value_name = "ADDR")]
     coordinator: String,
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 /// Returns the exit status: 0 if the job ended well.
@@ -20,7 +25,7 @@ pub fn command(args: &Args) -> Result<u8> {
         .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
     let mut screen = Screen::new();
     let ended = runtime.block_on(async {
-        let mut events = connect(&args.coordinator).await?;
+        let mut events = connect(&args.coordinator, &args.access.read()?).await?;
         follow(&args.coordinator, &mut events, &mut screen).await
     });
     screen.close();
@@ -28,10 +33,9 @@ pub fn command(args: &Args) -> Result<u8> {
 }
 
 /// Opens the stream of events.
-pub async fn connect(address: &str) -> Result<Streaming<JobEvent>> {
+pub async fn connect(address: &str, access: &Access) -> Result<Streaming<JobEvent>> {
     let unreachable = |why: String| Error::Unreachable { address: address.into(), why };
-    let channel = proto::channel(address).map_err(|e| unreachable(chain(&e)))?;
-    let reply = CoordinatorClient::new(channel).watch(WatchRequest {}).await;
+    let reply = CoordinatorClient::new(access.connection(address)?).watch(WatchRequest {}).await;
     Ok(reply.map_err(|s| unreachable(status(&s)))?.into_inner())
 }
 

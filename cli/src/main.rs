@@ -1,6 +1,7 @@
 //! `marey`: one command for the whole of Marey. It links neither FFmpeg nor libtorch: what needs
 //! them runs in `marey-shards` and `marey-worker`, found beside this program or on PATH.
 
+mod checkpoints;
 mod children;
 mod error;
 mod follow;
@@ -57,6 +58,9 @@ enum Command {
     Predict(predict::Args),
     /// Draw a run's curves and predictions as one HTML page
     Report(report::Args),
+    /// List, verify, export or remove a run's checkpoints
+    #[command(subcommand)]
+    Checkpoints(checkpoints::Command),
     /// Make a checkpoint of another implementation's weights (marey-worker import)
     #[command(disable_help_flag = true)]
     Import(Rest),
@@ -114,6 +118,7 @@ fn run(command: Command) -> Result<u8> {
         Command::Export(rest) => become_sibling(WORKER, Some("export"), &rest.args),
         Command::Models(rest) => become_sibling(WORKER, Some("models"), &rest.args),
         Command::Parity(rest) => become_sibling(WORKER, Some("parity"), &rest.args),
+        Command::Checkpoints(what) => checkpoints::command(what),
         Command::Predict(args) => predict::command(&args),
         Command::Report(args) => report::command(&args),
         Command::Train(args) => train::command(args),

@@ -8,7 +8,10 @@ use crate::{
     siblings::{COORDINATOR, WORKER, become_sibling, find},
 };
 use configs::Config;
-use proto::v1::{JobEnded, JobEvent};
+use proto::{
+    AccessArgs,
+    v1::{JobEnded, JobEvent},
+};
 use std::{
     ffi::OsString,
     net::SocketAddr,
@@ -45,6 +48,11 @@ pub struct Args {
     /// Where the coordinator listens
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// Accept a store without put-if-absent: only one coordinator ever runs on this location
+    #[arg(long)]
+    single_writer: bool,
     /// The devices to train on [default: cpu:N]
     #[arg(long, value_name = "DEVICES")]
     devices: Option<String>,
@@ -155,6 +163,10 @@ async fn train(
     ]);
     told.extend(["--config".into(), args.config.display().to_string()]);
     told.extend(overrides.iter().flat_map(|o| ["--set".to_string(), o.clone()]));
+    let shown = args.access.to_args();
+    told.extend(shown.iter().cloned());
+    told.extend(args.single_writer.then(|| "--single-writer".into()));
+    let access = args.access.read()?;
     let mut coordinator = Child::start("coordinator", coordinator, &told, logs, Some(Stdio::piped()))?;
 
     let address = tokio::select! {
@@ -162,10 +174,11 @@ async fn train(
         _ = interrupt.recv() => return Ok(1),
         _ = terminate.recv() => return Ok(1),
     };
-    let mut events = follow::connect(&address).await?;
+    let mut events = follow::connect(&address, &access).await?;
     let devices = args.devices.clone().unwrap_or_else(|| format!("cpu:{}", args.workers.unwrap_or(1)));
-    let told = ["run", "--coordinator", &format!("http://{address}"), "--devices", &devices];
-    let mut worker = Child::start("worker", worker, &told.map(String::from), logs, None)?;
+    let mut told = ["run", "--coordinator", &address, "--devices", &devices].map(String::from).to_vec();
+    told.extend(shown);
+    let mut worker = Child::start("worker", worker, &told, logs, None)?;
 
     let end = {
         // A second signal finds this program no longer listening, and ends it at once.

@@ -84,7 +84,8 @@ fn epochs(r: &v1::StepReport) -> f64 {
     r.epoch as f64 + r.step_in_epoch as f64 / r.steps_per_epoch.max(1) as f64
 }
 
-fn percent(share: f64) -> String {
+/// A share as a percentage.
+pub fn percent(share: f64) -> String {
     format!("{:.1} %", 100.0 * share)
 }
 
@@ -92,7 +93,8 @@ fn plural(n: usize) -> &'static str {
     if n == 1 { "" } else { "s" }
 }
 
-fn size(bytes: u64) -> String {
+/// Bytes in a unit that suits.
+pub fn size(bytes: u64) -> String {
     match bytes {
         b if b >= 1 << 30 => format!("{:.2} GiB", b as f64 / (1u64 << 30) as f64),
         b if b >= 1 << 20 => format!("{:.1} MiB", b as f64 / (1u64 << 20) as f64),

@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 use configs::Config;
-use std::{path::PathBuf, process::ExitCode};
+use proto::AccessArgs;
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+use storage::Location;
 use worker::{
     Error, Result,
     device::{Device, parse_devices},
@@ -27,6 +29,8 @@ enum Command {
         /// The coordinator's address, host:port.
         #[arg(long)]
         coordinator: String,
+        #[command(flatten)]
+        access: AccessArgs,
         /// cpu:N (N trainers), cuda:all, or cuda:0,1.
         #[arg(long, default_value = "cpu:1")]
         devices: String,
@@ -42,12 +46,20 @@ enum Command {
     Trainer {
         #[arg(long)]
         coordinator: String,
+        #[command(flatten)]
+        access: AccessArgs,
         #[arg(long)]
         device: String,
         #[arg(long, default_value_t = 1)]
         threads: usize,
         #[arg(long)]
         config: Option<PathBuf>,
+        /// The run, whose journal says where its coordinator is if that is not at the address.
+        #[arg(long, requires = "grace")]
+        run: Option<String>,
+        /// Seconds to look for it.
+        #[arg(long)]
+        grace: Option<f64>,
     },
     /// Measure a checkpoint's accuracy on a dataset.
     Eval(evaluate::EvalArgs),
@@ -90,20 +102,29 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<u8> {
     match command {
-        Command::Run { coordinator, devices, config, threads } => {
+        Command::Run { coordinator, access, devices, config, threads } => {
             let devices = parse_devices(&devices, || tch::Cuda::device_count().max(0) as usize)?;
             let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
             let threads = threads.unwrap_or((cores / devices.len()).max(1));
-            let mut extra = vec![];
+            let mut extra = access.to_args();
+            let access = access.read()?;
             if let Some(path) = config {
                 extra.extend(["--config".to_string(), path.display().to_string()]);
             }
-            runtime()?.block_on(supervise::run(supervise::Node { coordinator, devices, extra, threads }))
+            // One thread: the trainers' lives hang on the thread that started them.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
+            runtime.block_on(supervise::run(supervise::Node { coordinator, access, devices, extra, threads }))
         }
-        Command::Trainer { coordinator, device, threads, config } => {
+        Command::Trainer { coordinator, access, device, threads, config, run, grace } => {
             die_with_parent();
             let config = config.map(|path| Config::read(&path, &[])).transpose()?;
-            trainer::run(TrainerOptions { coordinator, device: Device::parse(&device)?, threads, config })?;
+            let (device, run) = (Device::parse(&device)?, run.map(|url| Location::parse(&url)).transpose()?);
+            let look = run.zip(grace.and_then(|s| Duration::try_from_secs_f64(s).ok()));
+            let access = access.read()?;
+            trainer::run(TrainerOptions { coordinator, access, device, threads, config, look })?;
             Ok(0)
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),
@@ -125,10 +146,6 @@ fn run(command: Command) -> Result<u8> {
 fn die_with_parent() {
     // Linux only; elsewhere the broken session ends the trainer.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })
 }
 
 /// The error with its causes.

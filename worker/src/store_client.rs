@@ -1,25 +1,29 @@
 //! The c10d key-value store, reached over the coordinator's one gRPC port.
 
 use collective::KeyValue;
-use proto::v1::{self, store_client::StoreClient};
+use proto::{
+    Connection,
+    v1::{self, store_client::StoreClient},
+};
 use std::{future::Future, time::Duration};
-use tokio::runtime::Handle;
-use tonic::{Request, Response, Status, transport::Channel};
+use tokio::{runtime::Handle, sync::watch};
+use tonic::{Request, Response, Status};
 
 /// Longer than any wait the server is asked for, so that its own answer arrives first.
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Blocking client: c10d calls it from its own threads, never from a runtime's.
 pub struct StoreOverGrpc {
-    client: StoreClient<Channel>,
+    /// To whichever coordinator was reached last.
+    channel: watch::Receiver<Connection>,
     runtime: Handle,
     timeout: Duration,
 }
 
 impl StoreOverGrpc {
     /// `timeout` bounds the calls that do not wait for a key.
-    pub fn new(channel: Channel, runtime: Handle, timeout: Duration) -> Self {
-        Self { client: StoreClient::new(channel), runtime, timeout }
+    pub fn new(channel: watch::Receiver<Connection>, runtime: Handle, timeout: Duration) -> Self {
+        Self { channel, runtime, timeout }
     }
 
     fn call<Q, A, F>(
@@ -27,14 +31,15 @@ impl StoreOverGrpc {
         what: &str,
         message: Q,
         wait: Duration,
-        f: impl FnOnce(StoreClient<Channel>, Request<Q>) -> F,
+        f: impl FnOnce(StoreClient<Connection>, Request<Q>) -> F,
     ) -> Result<A, String>
     where
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let mut request = Request::new(message);
         request.set_timeout(wait + GRACE);
-        let reply = self.runtime.block_on(f(self.client.clone(), request));
+        let client = StoreClient::new(self.channel.borrow().clone());
+        let reply = self.runtime.block_on(f(client, request));
         reply.map(Response::into_inner).map_err(|s| format!("{what}: {}: {}", s.code(), s.message()))
     }
 }

@@ -30,8 +30,6 @@ pub struct Commits {
     in_flight: BTreeMap<Step, (Generation, String)>,
     /// Sets that were handed out.
     delivered: BTreeSet<(Generation, Step)>,
-    /// What this coordinator's last manifest was of.
-    landed: Option<(Generation, Step)>,
 }
 
 /// What must be known of a generation to take its parts.
@@ -128,10 +126,10 @@ impl Commits {
         if self.committed.get(&step).is_some_and(|kept| kept.attempt == shard.attempt) {
             return Offer::Committed(step);
         }
-        if let Some((g, s)) = self.landed.filter(|(g, s)| *g >= generation && *s > step) {
-            // Too late to matter, and perhaps swept away: what follows it in the same history is there.
-            tracing::debug!("a part of step {step} comes after the manifest of step {s}, generation {g}");
-            return Offer::Committed(s);
+        // Too late to matter, and perhaps swept away: what follows it in the same history is there.
+        let mut after = self.committed.range(step..).skip_while(|(s, _)| **s == step);
+        if let Some((later, _)) = after.find(|(_, c)| c.generation >= generation) {
+            return Offer::Committed(*later);
         }
         if self.delivered.contains(&(generation, step)) {
             return Offer::Noted;
@@ -207,8 +205,7 @@ impl Commits {
         if let Some((generation, attempt)) = self.in_flight.remove(&step) {
             let scores = self.evaluated.remove(&step).unwrap_or_default();
             self.evaluated.retain(|s, _| *s > step);
-            self.committed.insert(step, Kept { attempt, scores });
-            self.landed = Some((generation, step));
+            self.committed.insert(step, Kept { generation, attempt, scores });
             // They would be swept away half made.
             self.collecting.retain(|(g, s), _| *g > generation || *s > step);
         }

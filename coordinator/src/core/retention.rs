@@ -1,6 +1,6 @@
 //! Which checkpoints stay: the newest, every nth, the best. Pure.
 
-use super::{EvalReport, Step};
+use super::{EvalReport, Generation, Step};
 use configs::Metric;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +17,8 @@ pub struct Scores {
 /// A checkpoint whose manifest exists.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Kept {
+    /// That wrote it.
+    pub generation: Generation,
     /// That its manifest names.
     pub attempt: String,
     pub scores: Scores,
@@ -24,7 +26,7 @@ pub struct Kept {
 
 impl From<&str> for Kept {
     fn from(attempt: &str) -> Self {
-        Self { attempt: attempt.into(), scores: Scores::default() }
+        Self { attempt: attempt.into(), ..Self::default() }
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     world::{Ev, World},
 };
 use coordinator::core::{
-    Action, Core, Epoch, Event, Found, Membership, Notice, Now, Step, WholeCheckpoint, WorkerId,
+    Action, Core, Epoch, Event, Found, Kept, Membership, Notice, Now, Step, WholeCheckpoint, WorkerId,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -52,21 +52,40 @@ pub enum Op {
     /// For a job of the keeper, or by itself.
     Lead(bool),
     PutManifest(WholeCheckpoint),
+    /// After a manifest was put: are its files there still?
+    CheckFiles(WholeCheckpoint),
+    /// After a manifest was put, or could not be: does this coordinator lead?
+    LeadAfter(WholeCheckpoint, Put),
+    /// After a sweep: manifests that were written of the swept meanwhile.
+    Recheck(Vec<(Step, String)>),
     DeleteManifest(WholeCheckpoint),
     DeleteOld(Vec<Step>, Step),
     Sweep(Vec<(Step, String)>),
+}
+
+/// What became of a manifest.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Put {
+    Written,
+    /// Another attempt's is there.
+    Other,
+    /// Of its files, some are not there.
+    Incomplete,
 }
 
 #[derive(Clone, Debug)]
 pub enum Reply {
     Last(Option<(u64, Membership)>),
     Appended(Entry, bool),
-    Manifests(Membership, BTreeMap<Step, String>),
+    Manifests(Membership, BTreeMap<Step, Kept>),
     Leads(bool, bool),
-    Put(WholeCheckpoint, bool),
+    Written(WholeCheckpoint),
+    Put(WholeCheckpoint, Put),
+    LeadsAfter(WholeCheckpoint, Put, bool),
+    Rechecked,
     Deleted(WholeCheckpoint),
     Strays(Vec<(Step, String)>),
-    Swept,
+    Swept(Vec<(Step, String)>),
     /// The request failed, or only its answer.
     Failed(Op),
 }
@@ -123,24 +142,45 @@ impl World {
                 Reply::Appended(entry, ours)
             }
             Op::ReadManifests(membership) => {
-                let all = self.store.manifests.iter().map(|(s, m)| (*s, m.attempt.clone())).collect();
+                let all = self.store.manifests.iter().map(|(s, m)| (*s, m.origin.clone())).collect();
                 Reply::Manifests(membership, all)
             }
-            Op::Lead(for_job) => {
-                let it = &self.coordinators[c];
-                let leads =
-                    it.life != life || self.store.journal.get(&it.next).is_none_or(|e| e.leader == it.leader);
-                Reply::Leads(for_job, leads)
-            }
+            Op::Lead(for_job) => Reply::Leads(for_job, self.leads(c, life)),
+            Op::LeadAfter(whole, put) => Reply::LeadsAfter(whole, put, self.leads(c, life)),
             Op::PutManifest(whole) => {
                 let files: Vec<String> = whole.files.iter().map(|f| f.key.clone()).collect();
-                for file in &files {
-                    let there = self.store.objects.contains_key(&(whole.step, file.clone()));
-                    assert!(there, "{file} of step {} was reported and is not there", whole.step);
+                let objects = &self.store.objects;
+                let there = files.iter().all(|f| objects.contains_key(&(whole.step, f.clone())));
+                let origin = Kept { generation: whole.generation, ..whole.attempt.as_str().into() };
+                let stale = !self.leads(c, life);
+                let put = match there {
+                    true if self.store.put_manifest(whole.step, Manifest { origin, files, stale }) => {
+                        Put::Written
+                    }
+                    true => Put::Other,
+                    false => Put::Incomplete,
+                };
+                match put {
+                    Put::Written => Reply::Written(whole),
+                    _ => Reply::Put(whole, put),
                 }
-                let attempt = whole.attempt.clone();
-                let ours = self.store.put_manifest(whole.step, Manifest { attempt, files });
-                Reply::Put(whole, ours)
+            }
+            Op::CheckFiles(whole) => {
+                let there = |f: &coordinator::core::CheckpointFile| {
+                    self.store.objects.contains_key(&(whole.step, f.key.clone()))
+                };
+                let put = if whole.files.iter().all(there) { Put::Written } else { Put::Incomplete };
+                if put == Put::Incomplete {
+                    self.store.manifests.remove(&whole.step);
+                }
+                Reply::Put(whole, put)
+            }
+            Op::Recheck(swept) => {
+                let names = |step: &Step, m: &Manifest| {
+                    swept.iter().any(|(s, key)| s == step && m.files.contains(key))
+                };
+                self.store.manifests.retain(|step, m| !names(step, m));
+                Reply::Rechecked
             }
             Op::DeleteManifest(whole) => {
                 self.store.replacing = Some(whole.step);
@@ -155,7 +195,7 @@ impl World {
             Op::Sweep(strays) => {
                 self.store.objects.retain(|key, _| !strays.contains(key));
                 self.store.check();
-                Reply::Swept
+                Reply::Swept(strays)
             }
         }
     }
@@ -170,7 +210,7 @@ impl World {
                     // The periodic look comes again by itself.
                     Op::Lead(false) => {}
                     // What was not deleted now is deleted another time.
-                    Op::DeleteOld(..) | Op::Sweep(_) => self.job_done(c),
+                    Op::DeleteOld(..) | Op::Sweep(_) | Op::Recheck(_) => self.job_done(c),
                     op => self.at(self.now + RETRY, Ev::AskAgain(c, life, op)),
                 }
             }
@@ -211,23 +251,40 @@ impl World {
                 Some(Job::Prune(old, newest)) => self.ask(c, Op::DeleteOld(old, newest)),
                 None => {}
             },
-            Reply::Put(whole, true) => {
+            Reply::Put(whole, put) => self.ask(c, Op::LeadAfter(whole, put)),
+            Reply::Written(whole) => self.ask(c, Op::CheckFiles(whole)),
+            Reply::LeadsAfter(_, _, false) => {
+                self.give(c, Event::Superseded { why: "another leads".into() });
+            }
+            Reply::LeadsAfter(whole, Put::Written, true) => {
                 self.job_done(c);
                 let step = whole.step;
                 self.tally.checkpoints += 1;
                 self.give(c, Event::Committed { step, bytes: 0, manifest: String::new() });
             }
-            Reply::Put(whole, false) if whole.replaces => self.ask(c, Op::DeleteManifest(whole)),
-            // Another attempt is there although this coordinator knew of none: look whether it still leads.
-            Reply::Put(mut whole, false) => {
+            Reply::LeadsAfter(whole, Put::Other, true) if whole.replaces => {
+                self.ask(c, Op::DeleteManifest(whole))
+            }
+            // Another attempt is there although this coordinator knew of none.
+            Reply::LeadsAfter(mut whole, Put::Other, true) => {
                 whole.replaces = true;
-                self.coordinators[c].jobs[0] = Job::Commit(whole);
-                self.ask(c, Op::Lead(true));
+                self.coordinators[c].jobs[0] = Job::Commit(whole.clone());
+                self.ask(c, Op::PutManifest(whole));
+            }
+            Reply::LeadsAfter(whole, Put::Incomplete, true) => {
+                panic!("files of step {}, {}, were reported and are not there", whole.step, whole.attempt);
             }
             Reply::Deleted(whole) => self.ask(c, Op::PutManifest(whole)),
             Reply::Strays(strays) => self.ask(c, Op::Sweep(strays)),
-            Reply::Swept => self.job_done(c),
+            Reply::Swept(swept) => self.ask(c, Op::Recheck(swept)),
+            Reply::Rechecked => self.job_done(c),
         }
+    }
+
+    /// True if the journal names no other leader; a process that is gone does not care.
+    fn leads(&self, c: usize, life: u64) -> bool {
+        let it = &self.coordinators[c];
+        it.life != life || self.store.journal.get(&it.next).is_none_or(|e| e.leader == it.leader)
     }
 
     fn entry(&self, c: usize, claim: bool, membership: Membership) -> Entry {

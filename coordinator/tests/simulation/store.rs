@@ -1,6 +1,6 @@
 //! The run's location: journal, manifests and objects; and what must be true of them after every write.
 
-use coordinator::core::{Epoch, Generation, Membership, Step};
+use coordinator::core::{Epoch, Generation, Kept, Membership, Step};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One entry of the journal.
@@ -17,8 +17,11 @@ pub struct Entry {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Manifest {
-    pub attempt: String,
+    pub origin: Kept,
     pub files: Vec<String>,
+    /// Written by a coordinator that stood still after it had looked whether it leads, and led no longer. If its
+    /// files are swept, it or the sweeper takes it back; until then readers find out by the digests.
+    pub stale: bool,
 }
 
 /// The state of a job after some steps: a chain over its batches, so that any other order, a batch left out or
@@ -81,10 +84,11 @@ impl Store {
 
     pub fn put_manifest(&mut self, step: Step, manifest: Manifest) -> bool {
         if let Some(there) = self.manifests.get(&step) {
-            return *there == manifest;
+            return there.origin == manifest.origin;
         }
+        let manifest_is_stale = manifest.stale;
         self.manifests.insert(step, manifest);
-        self.ever_committed = true;
+        self.ever_committed |= !manifest_is_stale;
         self.replacing = self.replacing.filter(|s| *s != step);
         self.check();
         true
@@ -98,9 +102,17 @@ impl Store {
         self.objects.keys().filter(|o| swept(&o.0) && !named(o)).cloned().collect()
     }
 
+    /// The newest step whose checkpoint can be read.
+    pub fn newest_whole(&self) -> Option<Step> {
+        let there = |(step, m): &(&Step, &Manifest)| {
+            m.files.iter().all(|f| self.objects.contains_key(&(**step, f.clone())))
+        };
+        self.manifests.iter().rev().find(there).map(|(step, _)| *step)
+    }
+
     /// Every manifest names what is there, and all of it is of that step's state.
     pub fn check(&self) {
-        for (step, manifest) in &self.manifests {
+        for (step, manifest) in self.manifests.iter().filter(|(_, m)| !m.stale) {
             for file in &manifest.files {
                 let digest = self.objects.get(&(*step, file.clone()));
                 let expected = self.expected[step.0 as usize];
@@ -108,7 +120,7 @@ impl Store {
             }
         }
         assert!(
-            !self.ever_committed || !self.manifests.is_empty() || self.replacing.is_some(),
+            !self.ever_committed || self.newest_whole().is_some() || self.replacing.is_some(),
             "all checkpoints are gone"
         );
     }

@@ -18,8 +18,6 @@ pub struct Worker {
     /// Counts its processes.
     pub life: u64,
     pub alive: bool,
-    /// It ended well: nobody starts it again.
-    pub gone: bool,
     pub paused_until: u64,
     /// Its trainer does not move, though it beats.
     pub stuck: bool,
@@ -211,7 +209,9 @@ impl World {
             }
             Directive::Shutdown { ok: true, .. } => {
                 self.kill_worker(w);
-                self.workers[w].gone = true;
+                // A scheduler that takes a node gives another one later.
+                let (delay, life) = (self.rng.between(5_000, 60_000), self.workers[w].life);
+                self.at(self.now + delay, Ev::Respawn(w, life));
             }
             Directive::Shutdown { ok: false, .. } => self.worker_died(w),
         }

@@ -7,7 +7,7 @@ use crate::{
     trainer::{Group, Inside, Move, State},
     worker::Worker,
 };
-use coordinator::core::{Event, Generation, Settings, Step};
+use coordinator::core::{Event, Generation, Retention, Settings, Step};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
@@ -192,7 +192,7 @@ impl World {
             stop_grace: 30 * second,
             straggler_factor: None,
             replace_stragglers: false,
-            keep: rng.between(1, 3) as usize,
+            retention: Retention { keep: rng.between(1, 3) as usize, keep_every: None, keep_best: None },
         };
         let total = rng.between(20, 120);
         let peace_at = rng.between(20, 240) * 1000;
@@ -352,7 +352,6 @@ impl World {
         let leader = self.store.last().map_or(0, |(_, e)| e.address);
         let kind = self.rng.between(1, 17);
         let until = self.now + self.rng.between(500, 60_000);
-        let life = self.workers[w].life;
         self.trace(|| format!("fault {kind} (worker {w}, address {c}, leader {leader}, until {until})"));
         match kind {
             1..=3 if self.workers[w].alive => self.worker_died(w),
@@ -406,12 +405,7 @@ impl World {
                 self.workers[w].isolated_until = until;
                 self.at(until, Ev::Reunited);
             }
-            15 if self.workers[w].alive => {
-                self.ask_to_go(w);
-                // A scheduler that takes a node gives another one later.
-                let delay = self.rng.between(5_000, 60_000);
-                self.at(self.now + delay, Ev::Respawn(w, life + 1));
-            }
+            15 if self.workers[w].alive => self.ask_to_go(w),
             16 => {
                 let signal = if self.rng.one_in(2) { Event::Terminate } else { Event::CheckpointNow };
                 self.give(leader, signal);
@@ -419,8 +413,6 @@ impl World {
             17 => {
                 let name = self.workers[w].name.clone();
                 self.give(leader, Event::Release { name, reason: "repairs".into() });
-                let delay = self.rng.between(5_000, 60_000);
-                self.at(self.now + delay, Ev::Respawn(w, life + 1));
             }
             _ => {}
         }
@@ -468,12 +460,6 @@ impl World {
         // Whoever looks after the job starts it again.
         let delay = self.rng.between(1000, 10_000);
         self.at(self.now + delay, Ev::StartCoordinator(c));
-        for w in 0..self.workers.len() {
-            let life = self.workers[w].life;
-            for life in [life, life + 1] {
-                self.at(self.now + delay + 2000, Ev::Respawn(w, life));
-            }
-        }
     }
 
     /// For whoever must find out why it does not end.

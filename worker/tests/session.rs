@@ -1,6 +1,7 @@
 //! A worker's session against a coordinator played by the test: what survives a broken connection.
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
+use proto::Access;
 use proto::v1::{
     self,
     coordinator_server::{Coordinator, CoordinatorServer},
@@ -129,7 +130,8 @@ fn open(runtime: &Runtime, dir: &Path, grace: Duration) -> (Played, Conversation
     let url = dir.to_str().unwrap();
     let mut played = runtime.block_on(Played::start(url));
     let opening = Opening {
-        channel: runtime.block_on(session::connect(&played.address)).unwrap(),
+        channel: runtime.block_on(session::connect(&played.address, &Access::default())).unwrap(),
+        access: Access::default(),
         address: played.address.clone(),
         hello: v1::Hello { worker: "w".into(), ..Default::default() },
         run: Location::parse(url).unwrap(),

@@ -95,7 +95,7 @@ impl Screen {
                     bar.finish_and_clear();
                 }
             }
-            Kind::Checkpoint(_) | Kind::Log(_) => {}
+            Kind::Checkpoint(_) | Kind::Log(_) | Kind::Incident(_) => {}
         }
         lines.extend(words::describe(kind));
         lines

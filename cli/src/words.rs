@@ -28,7 +28,7 @@ pub fn describe(kind: &Kind) -> Option<String> {
         Kind::Log(l) => format!("{}: {}", l.level, l.text),
         Kind::Ended(e) if e.ok => format!("the job is done: {}", e.reason),
         Kind::Ended(e) => format!("the job failed: {}", e.reason),
-        Kind::Step(_) | Kind::Beat(_) => return None,
+        Kind::Step(_) | Kind::Beat(_) | Kind::Incident(_) => return None,
     })
 }
 

@@ -181,14 +181,35 @@ pub struct Cluster {
     #[serde(default = "gather")]
     pub gather: Seconds,
     /// Without a beat, or with beats but no progress, for this long: lost.
-    #[serde(default = "lost_after")]
-    pub lost_after: Seconds,
+    #[serde(default = "beat_timeout")]
+    pub beat_timeout: Seconds,
     /// Beats go on but the trainer makes no progress for this long: lost.
-    #[serde(default = "stuck_after")]
-    pub stuck_after: Seconds,
+    #[serde(default = "step_timeout")]
+    pub step_timeout: Seconds,
     /// The longest a collective may take.
     #[serde(default = "collective_timeout")]
     pub collective_timeout: Seconds,
+    /// More workers than this wait at the door; absent: `data.lanes`.
+    #[serde(default)]
+    pub max_workers: Option<u32>,
+    /// A newcomer waits this long for others to come along before the running generation makes room for it.
+    #[serde(default = "join_window")]
+    pub join_window: Seconds,
+    /// How long workers go on without their coordinator before they give up.
+    #[serde(default = "coordinator_grace")]
+    pub coordinator_grace: Seconds,
+    /// How long a job that is told to stop may take to commit its checkpoint.
+    #[serde(default = "stop_grace")]
+    pub stop_grace: Seconds,
+    /// A rank is reported when its own part of a step takes this many times the median rank's; absent: never.
+    #[serde(default = "straggler_factor")]
+    pub straggler_factor: Option<f64>,
+    /// A reported straggler is let go, if enough others are there or its supervisor starts it again.
+    #[serde(default)]
+    pub replace_stragglers: bool,
+    /// A trainer that dies so often in a row without finishing a step is not started again.
+    #[serde(default = "restarts")]
+    pub restarts: u32,
 }
 
 fn one() -> u32 {
@@ -215,14 +236,29 @@ fn keep() -> usize {
 fn gather() -> Seconds {
     Seconds(30.0)
 }
-fn lost_after() -> Seconds {
+fn beat_timeout() -> Seconds {
     Seconds(10.0)
 }
-fn stuck_after() -> Seconds {
+fn step_timeout() -> Seconds {
     Seconds(600.0)
 }
 fn collective_timeout() -> Seconds {
     Seconds(60.0)
+}
+fn join_window() -> Seconds {
+    Seconds(2.0)
+}
+fn coordinator_grace() -> Seconds {
+    Seconds(600.0)
+}
+fn stop_grace() -> Seconds {
+    Seconds(30.0)
+}
+fn straggler_factor() -> Option<f64> {
+    Some(2.0)
+}
+fn restarts() -> u32 {
+    3
 }
 
 impl Default for Checkpoint {
@@ -236,9 +272,16 @@ impl Default for Cluster {
             workers: 1,
             min_workers: 1,
             gather: gather(),
-            lost_after: lost_after(),
-            stuck_after: stuck_after(),
+            beat_timeout: beat_timeout(),
+            step_timeout: step_timeout(),
             collective_timeout: collective_timeout(),
+            max_workers: None,
+            join_window: join_window(),
+            coordinator_grace: coordinator_grace(),
+            stop_grace: stop_grace(),
+            straggler_factor: straggler_factor(),
+            replace_stragglers: false,
+            restarts: restarts(),
         }
     }
 }

@@ -143,7 +143,7 @@ fn sizes_that_do_not_fit_are_named() {
         (&["checkpoint.keep=0"], "checkpoint.keep", "keep at least 1"),
         (&["checkpoint.every_steps=0"], "checkpoint.every_steps", "greater than 0"),
         (&["cluster.min_workers=3"], "cluster.min_workers", "more than cluster.workers = 2"),
-        (&["cluster.lost_after=0s"], "cluster.lost_after", "greater than 0"),
+        (&["cluster.beat_timeout=0s"], "cluster.beat_timeout", "greater than 0"),
     ];
     for (overrides, key, words) in cases {
         let said = refusal(overrides);

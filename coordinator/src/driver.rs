@@ -1,20 +1,24 @@
 //! One task owns the core: inputs, timer and signals in; directives, notices and store writes out.
 
 use crate::{
-    core::{Action, Core, Directive, Event, Hello, Notice, Now, WorkerId},
+    Error,
+    core::{Action, Core, Directive, Event, ExitReport, Hello, Membership, Notice, Now, WorkerId},
     journal::Journal,
-    manifest, metrics,
+    keeper, metrics,
     store::KeyValue,
     watch::{Hub, Stamped},
+    wire,
 };
+use futures::{Stream, StreamExt};
+use proto::v1;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use storage::Location;
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::{Mutex, mpsc, oneshot},
     task::JoinHandle,
     time::{MissedTickBehavior, interval, timeout},
 };
@@ -22,8 +26,12 @@ use tokio_util::sync::DropGuard;
 
 /// How often the core looks at its deadlines.
 const TICK: Duration = Duration::from_millis(200);
-/// Pauses before a checkpoint is tried again after the store failed.
-const RETRY: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(4), Duration::from_secs(15)];
+/// How often the journal is looked at: does another coordinator lead?
+const LOOK: Duration = Duration::from_secs(5);
+/// Longest pause before a generation's record is tried again after the store failed.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Incidents that a status shows.
+const INCIDENTS: usize = 100;
 /// At the end, how long the store may take for what is still to be written.
 const LAST_WRITES: Duration = Duration::from_secs(60);
 
@@ -36,6 +44,24 @@ pub enum Input {
         session: Session,
     },
     Event(Event),
+    /// Where does the job stand?
+    Status(oneshot::Sender<v1::JobStatus>),
+    /// A person lets a worker go; answered with whether there is one of this name.
+    Release {
+        name: String,
+        reason: String,
+        found: oneshot::Sender<bool>,
+    },
+    Exited(ExitReport),
+}
+
+/// What a person or the system asks of the coordinator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// End the job with a checkpoint; the second time, at once.
+    Stop,
+    /// Take a checkpoint at the next step boundary.
+    Checkpoint,
 }
 
 /// The driver's end of a session: dropping it ends the session once all was sent.
@@ -57,6 +83,8 @@ pub enum Outgoing {
 pub struct Outcome {
     pub ok: bool,
     pub reason: String,
+    /// Another coordinator leads the run now; this one has told its workers nothing.
+    pub superseded: bool,
 }
 
 /// Owns the core and everything its actions touch.
@@ -66,46 +94,56 @@ pub struct Driver {
     pub journal: Arc<Mutex<Journal>>,
     pub hub: Arc<Hub>,
     pub store: Arc<KeyValue>,
+    /// The run's incidents before this start, a JSON line each.
+    pub history: String,
     /// Where the driver's own background work reports.
     pub loopback: mpsc::Sender<Input>,
 }
 
 impl Driver {
-    /// Runs the job to its end. `stop` asks for an early one.
-    pub async fn run(self, mut inputs: mpsc::Receiver<Input>, stop: impl Future<Output = ()>) -> Outcome {
+    /// Runs the job to its end.
+    pub async fn run(
+        self,
+        mut inputs: mpsc::Receiver<Input>,
+        signals: impl Stream<Item = Signal>,
+    ) -> Outcome {
         let start = clock();
-        let (notices, metrics) = channel_to(|rx| metrics::write(self.run.clone(), rx));
-        let (jobs, keeper) = channel_to(|rx| {
-            keep_checkpoints(self.run.clone(), self.journal.clone(), rx, self.loopback.clone())
+        let (notices, metrics) = channel_to(|rx| metrics::write(self.run.clone(), self.history.clone(), rx));
+        let (jobs, keeper) =
+            channel_to(|rx| keeper::keep(self.run.clone(), self.journal.clone(), rx, self.loopback.clone()));
+        let incidents = metrics::parse(&self.run, &self.history).unwrap_or_else(|e| {
+            tracing::warn!("failed to {e}");
+            vec![]
         });
-        let mut hands = Hands { driver: &self, sessions: HashMap::new(), notices, jobs };
+        let incidents = incidents.iter().map(|s| wire::job_event(s.unix_ms, &s.notice)).collect();
+        let mut hands = Hands { driver: &self, sessions: HashMap::new(), notices, jobs, incidents };
         let mut core = self.core.clone();
-        let mut tick = interval(TICK);
+        let (mut tick, mut look) = (interval(TICK), interval(LOOK));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut stop = std::pin::pin!(stop);
-        let mut stopping = false;
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut signals = std::pin::pin!(signals.fuse());
         let outcome = loop {
             let event = tokio::select! {
                 // What workers have said comes before the look at who was silent.
                 biased;
-                () = &mut stop, if !stopping => {
-                    stopping = true;
-                    Event::Terminate
-                }
-                Some(input) = inputs.recv() => match input {
-                    Input::Event(event) => event,
-                    Input::Open { worker, hello, session } => {
-                        hands.sessions.insert(worker, session);
-                        Event::Hello { worker, hello }
-                    }
+                Some(signal) = signals.next() => match signal {
+                    Signal::Stop => Event::Terminate,
+                    Signal::Checkpoint => Event::CheckpointNow,
+                },
+                Some(input) = inputs.recv() => match hands.input(&core, input, now_since(start)) {
+                    Some(event) => event,
+                    None => continue,
                 },
                 _ = tick.tick() => Event::Tick,
+                _ = look.tick() => {
+                    hands.verify();
+                    continue;
+                }
             };
             if let Event::Disconnected { worker, .. } = &event {
                 hands.sessions.remove(worker);
             }
-            let now = Now(clock().saturating_duration_since(start));
-            let actions = core.handle(now, event);
+            let actions = core.handle(now_since(start), event);
             if let Some(outcome) = actions.into_iter().fold(None, |end, a| hands.perform(a).or(end)) {
                 break outcome;
             }
@@ -128,9 +166,33 @@ struct Hands<'a> {
     sessions: HashMap<WorkerId, Session>,
     notices: mpsc::UnboundedSender<Stamped>,
     jobs: mpsc::UnboundedSender<Action>,
+    /// The last ones, for those who ask.
+    incidents: VecDeque<v1::JobEvent>,
 }
 
 impl Hands<'_> {
+    /// What an input is to the core; questions are answered here.
+    fn input(&mut self, core: &Core, input: Input, now: Now) -> Option<Event> {
+        match input {
+            Input::Event(event) => Some(event),
+            Input::Open { worker, hello, session } => {
+                self.sessions.insert(worker, session);
+                Some(Event::Hello { worker, hello })
+            }
+            Input::Status(reply) => {
+                let url = self.driver.run.url().to_string();
+                // Whoever asked may have gone.
+                let _ = reply.send(wire::status(core.status(now), self.incidents.iter().cloned(), url));
+                None
+            }
+            Input::Release { name, reason, found } => {
+                let _ = found.send(core.knows(&name));
+                Some(Event::Release { name, reason })
+            }
+            Input::Exited(report) => Some(Event::Exited(report)),
+        }
+    }
+
     fn perform(&mut self, action: Action) -> Option<Outcome> {
         let d = self.driver;
         match action {
@@ -142,15 +204,8 @@ impl Hands<'_> {
             Action::Close { to } => {
                 self.sessions.remove(&to);
             }
-            Action::Record { generation, members } => {
-                let (journal, loopback) = (d.journal.clone(), d.loopback.clone());
-                tokio::spawn(async move {
-                    let event = match journal.lock().await.record(generation, members, unix_ms()).await {
-                        Ok(()) => Event::Recorded { generation },
-                        Err(e) => Event::Fatal { error: format!("failed to {e}") },
-                    };
-                    let _ = loopback.send(Input::Event(event)).await;
-                });
+            Action::Record(membership) => {
+                tokio::spawn(record(d.journal.clone(), d.loopback.clone(), membership));
             }
             // The keeper lives as long as this end of its channel.
             job @ (Action::Commit(_) | Action::Prune { .. }) => {
@@ -160,12 +215,35 @@ impl Hands<'_> {
             Action::Publish(notice) => {
                 announce(&notice);
                 let stamped = Stamped { unix_ms: unix_ms(), notice };
+                if let Notice::Incident(_) = &stamped.notice {
+                    self.incidents.push_back(wire::job_event(stamped.unix_ms, &stamped.notice));
+                    while self.incidents.len() > INCIDENTS {
+                        self.incidents.pop_front();
+                    }
+                }
                 d.hub.publish(stamped.clone());
                 let _ = self.notices.send(stamped);
             }
-            Action::Exit { ok, reason } => return Some(Outcome { ok, reason }),
+            Action::Verify => self.verify(),
+            Action::Exit { ok, reason } => return Some(Outcome { ok, reason, superseded: false }),
+            Action::Resign { why } => {
+                return Some(Outcome { ok: false, reason: why, superseded: true });
+            }
         }
         None
+    }
+
+    /// Looks into the journal, in the background.
+    fn verify(&self) {
+        let (journal, loopback) = (self.driver.journal.clone(), self.driver.loopback.clone());
+        tokio::spawn(async move {
+            let looked = journal.lock().await.still_leads().await;
+            match looked {
+                Ok(()) => {}
+                Err(e @ Error::Superseded { .. }) => report(&loopback, e).await,
+                Err(e) => tracing::warn!("failed to {e}"),
+            }
+        });
     }
 
     /// A session that is gone is reported by its reader.
@@ -176,48 +254,35 @@ impl Hands<'_> {
     }
 }
 
-/// Commits and prunes, one after the other, so that a sweep never meets a commit half done.
-async fn keep_checkpoints(
-    run: Location,
-    journal: Arc<Mutex<Journal>>,
-    mut jobs: mpsc::UnboundedReceiver<Action>,
-    loopback: mpsc::Sender<Input>,
-) {
-    while let Some(job) = jobs.recv().await {
-        // Only the leader of the run may write or delete.
-        if let Err(e) = journal.lock().await.still_leads().await {
-            let event = Event::Fatal { error: format!("failed to {e}") };
-            let _ = loopback.send(Input::Event(event)).await;
-            continue;
-        }
-        match job {
-            Action::Commit(whole) => {
-                let step = whole.step;
-                let mut retries = RETRY.iter();
-                let event = loop {
-                    match manifest::commit(&run, &whole).await {
-                        Ok(w) => break Event::Committed { step, bytes: w.bytes, manifest: w.url },
-                        Err(crate::Error::Storage(e)) if !e.is_usage() => match retries.next() {
-                            Some(pause) => {
-                                tracing::warn!("failed to {e}; trying again in {} s", pause.as_secs());
-                                tokio::time::sleep(*pause).await;
-                            }
-                            None => break Event::CommitFailed { step, error: format!("failed to {e}") },
-                        },
-                        Err(e) => break Event::CommitFailed { step, error: format!("failed to {e}") },
-                    }
-                };
+/// Makes a generation durable, however long the store takes: without that nobody may hear of it.
+async fn record(journal: Arc<Mutex<Journal>>, loopback: mpsc::Sender<Input>, membership: Membership) {
+    let (at, mut pause) = (unix_ms(), Duration::from_secs(1));
+    loop {
+        let recorded = journal.lock().await.record(&membership, at).await;
+        match recorded {
+            Ok(()) => {
+                let event = Event::Recorded { generation: membership.generation };
                 let _ = loopback.send(Input::Event(event)).await;
+                return;
             }
-            Action::Prune { delete, newest } => {
-                // Old checkpoints that stay cost space, not correctness.
-                if let Err(e) = manifest::prune(&run, &delete, newest).await {
-                    tracing::warn!("failed to delete old checkpoints: failed to {e}");
-                }
+            Err(Error::Storage(e)) if !e.is_usage() => {
+                tracing::warn!("failed to {e}; trying again in {} s", pause.as_secs());
+                tokio::time::sleep(pause).await;
+                pause = (2 * pause).min(LONGEST_PAUSE);
             }
-            _ => {}
+            Err(e) => return report(&loopback, e).await,
         }
     }
+}
+
+/// Tells the core that this coordinator cannot go on. The core may have ended: then nobody listens.
+pub(crate) async fn report(loopback: &mpsc::Sender<Input>, e: Error) {
+    let why = format!("failed to {e}");
+    let event = match e {
+        Error::Superseded { .. } => Event::Superseded { why },
+        _ => Event::Fatal { error: why },
+    };
+    let _ = loopback.send(Input::Event(event)).await;
 }
 
 /// Spawns a task at the far end of a channel.
@@ -249,8 +314,20 @@ fn announce(notice: &Notice) {
         Notice::Log { level: Level::Warn, text } => tracing::warn!("{text}"),
         Notice::Log { level: Level::Error, text } => tracing::error!("{text}"),
         Notice::Ended { ok, reason } => tracing::info!(ok, "the job ended: {reason}"),
+        Notice::Incident(i) => {
+            let (what, generation, seconds) = (i.what.name(), i.generation, i.seconds);
+            tracing::info!(
+                "incident ({what}, generation {generation}, {seconds:.2} s): {} {}",
+                i.worker,
+                i.cause
+            );
+        }
         Notice::Beat { .. } => {}
     }
+}
+
+fn now_since(start: Instant) -> Now {
+    Now(clock().saturating_duration_since(start))
 }
 
 #[allow(clippy::disallowed_methods)] // the driver is where the clock is read

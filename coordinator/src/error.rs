@@ -8,9 +8,14 @@ use std::net::SocketAddr;
 pub enum Error {
     /// Another coordinator has taken over: stop, and write nothing more.
     #[error(
-        "write {url}: another coordinator has written it, so it leads this run now; stop one of the two, and give each job its own --run"
+        "write {url}: another coordinator has written it, so it leads this run now, and this one stops; the job goes on there"
     )]
     Superseded { url: String },
+    /// A coordinator of this run is alive.
+    #[error(
+        "lead the run {url}: the coordinator at {address} does, and answers; stop it, or give --take-over to lead in its place, or give this job its own --run"
+    )]
+    Led { url: String, address: String },
     /// The run was begun under another configuration.
     #[error(
         "continue the run {url}: its config.toml differs from this configuration in {keys}; take a new --run for another experiment, or set these back (cluster.*, checkpoint.*, train.epochs, train.max_steps, data.url, data.prefetch and data.threads may change)"

@@ -8,6 +8,7 @@ pub mod core;
 mod driver;
 mod error;
 mod journal;
+mod keeper;
 mod manifest;
 mod metrics;
 mod run;
@@ -20,6 +21,6 @@ mod wire;
 #[cfg(test)]
 mod testing;
 
-pub use driver::Outcome;
+pub use driver::{Outcome, Signal};
 pub use error::{Error, Result};
 pub use server::{Options, Server};

@@ -2,7 +2,8 @@
 
 use clap::Parser;
 use configs::Config;
-use coordinator::{Error, Options, Outcome, Server};
+use coordinator::{Error, Options, Outcome, Server, Signal};
+use futures::stream;
 use std::{
     io::{IsTerminal, Write},
     net::SocketAddr,
@@ -33,6 +34,12 @@ struct Args {
     /// Also write the address, and later the outcome, to this file as JSON
     #[arg(long, value_name = "FILE")]
     status_file: Option<PathBuf>,
+    /// Where workers reach this coordinator, if not at the address it listens on
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Lead the run although a coordinator that does is alive; that one stops, and the workers come here
+    #[arg(long)]
+    take_over: bool,
     /// Serve plain HTTP on an address that is not loopback
     #[arg(long)]
     insecure: bool,
@@ -58,6 +65,10 @@ fn main() -> ExitCode {
         .init();
     match serve(args) {
         Ok(Outcome { ok: true, .. }) => ExitCode::SUCCESS,
+        Ok(Outcome { reason, superseded: true, .. }) => {
+            eprintln!("error: {reason}");
+            ExitCode::from(1)
+        }
         Ok(Outcome { reason, .. }) => {
             eprintln!("error: failed to finish the job: {reason}");
             ExitCode::from(1)
@@ -74,18 +85,28 @@ fn serve(args: Args) -> Result<Outcome, (String, u8)> {
     let config = Config::read(&args.config, &args.overrides).map_err(|e| fail(e.into()))?;
     let runtime = tokio::runtime::Runtime::new().map_err(|e| (format!("start the runtime: {e}"), 1))?;
     runtime.block_on(async {
-        let options = Options { listen: args.listen, run: args.run, config, insecure: args.insecure };
+        let options = Options {
+            listen: args.listen,
+            run: args.run,
+            config,
+            insecure: args.insecure,
+            advertise: args.advertise,
+            take_over: args.take_over,
+        };
         // Signals are caught before the port opens: nobody sees a coordinator that ignores them.
-        let signals = [SignalKind::interrupt(), SignalKind::terminate()].map(signal);
-        let [Ok(mut interrupt), Ok(mut terminate)] = signals else {
+        let caught =
+            [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::user_defined1()].map(signal);
+        let [Ok(interrupt), Ok(terminate), Ok(user)] = caught else {
             return Err(("catch signals".into(), 1));
         };
-        let stop = async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        };
+        let signals = stream::unfold((interrupt, terminate, user), |(mut i, mut t, mut u)| async move {
+            let signal = tokio::select! {
+                _ = i.recv() => Signal::Stop,
+                _ = t.recv() => Signal::Stop,
+                _ = u.recv() => Signal::Checkpoint,
+            };
+            Some((signal, (i, t, u)))
+        });
         let server = Server::bind(options).await.map_err(fail)?;
         let address = server.address();
         let status = |state: serde_json::Value| {
@@ -95,7 +116,7 @@ fn serve(args: Args) -> Result<Outcome, (String, u8)> {
         println!("listening on {address}");
         // The reader may wait for this line.
         let _ = std::io::stdout().flush();
-        let outcome = server.run(stop).await.map_err(fail)?;
+        let outcome = server.run(signals).await.map_err(fail)?;
         status(serde_json::json!({
             "state": "ended", "address": address, "ok": outcome.ok, "reason": outcome.reason
         }))?;

@@ -24,15 +24,18 @@ pub struct Written {
     pub url: String,
 }
 
-/// Steps whose manifest exists.
-pub async fn committed(run: &Location) -> Result<BTreeSet<Step>> {
-    Ok(run
-        .list(FOLDER)
-        .await?
-        .iter()
-        .filter(|o| o.key == manifest_key_of(&o.key))
-        .filter_map(|o| step_of(&o.key))
-        .collect())
+/// Steps whose manifest exists, with the attempt that it names; empty where it cannot be read.
+pub async fn committed(run: &Location) -> Result<BTreeMap<Step, String>> {
+    let listed = run.list(FOLDER).await?;
+    let steps = listed.iter().filter(|o| o.key == manifest_key_of(&o.key)).filter_map(|o| step_of(&o.key));
+    let attempts = steps.map(|step| attempt_of(run.clone(), step)).collect::<Vec<_>>();
+    stream::iter(attempts).buffer_unordered(PARALLEL).try_collect().await
+}
+
+async fn attempt_of(run: Location, step: Step) -> Result<(Step, String)> {
+    let bytes = run.get_opt(&manifest_key(step)).await?.unwrap_or_default();
+    let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    Ok((step, manifest["attempt"].as_str().unwrap_or_default().to_string()))
 }
 
 /// Checks that every file is there at its size, then writes the manifest: the header that rank 0
@@ -79,15 +82,16 @@ pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> 
     }
 }
 
-/// Deletes the folders of `old` steps, manifest first; then what no manifest names in the
-/// folders up to `newest`: attempts that were never committed.
+/// Deletes the folders of `old` steps, manifest first; then what no manifest names in the folders
+/// of steps before `newest`: attempts that were never committed. At `newest` itself another attempt may be
+/// on its way.
 pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
     for step in old {
         run.delete(&manifest_key(*step)).await?;
     }
     let mut by_step: BTreeMap<Step, Vec<String>> = BTreeMap::new();
     for object in run.list(FOLDER).await? {
-        if let Some(step) = step_of(&object.key).filter(|s| *s <= newest) {
+        if let Some(step) = step_of(&object.key).filter(|s| *s < newest || old.contains(s)) {
             by_step.entry(step).or_default().push(object.key);
         }
     }
@@ -195,7 +199,7 @@ mod tests {
         let json: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["format"], "marey-checkpoint");
         assert_eq!(json["files"][0]["key"], "g1/model-0-of-1.safetensors");
-        assert_eq!(committed(&run).await.unwrap(), BTreeSet::from([Step(12000)]));
+        assert_eq!(committed(&run).await.unwrap(), BTreeMap::from([(Step(12000), "g1".to_string())]));
 
         let other = whole(&run, 12000, "g2").await;
         assert!(matches!(commit(&run, &other).await, Err(Error::Superseded { .. })));
@@ -207,7 +211,7 @@ mod tests {
         assert!(e.contains("step 13000") && e.contains("10 bytes"), "{e}");
         short.files[0].key = "../escape".into();
         assert!(matches!(commit(&run, &short).await, Err(Error::BadCheckpoint { .. })));
-        assert_eq!(committed(&run).await.unwrap(), BTreeSet::from([Step(12000)]));
+        assert_eq!(committed(&run).await.unwrap(), BTreeMap::from([(Step(12000), "g2".to_string())]));
     }
 
     #[tokio::test]
@@ -218,6 +222,7 @@ mod tests {
         }
         // Abandoned: never committed, and a second attempt beside a committed one.
         whole(&run, 15, "g1").await;
+        whole(&run, 20, "g0").await;
         whole(&run, 30, "g0").await;
         // Being uploaded now.
         whole(&run, 40, "g1").await;
@@ -227,6 +232,7 @@ mod tests {
             [
                 "checkpoints/step-000000020/g1/model-0-of-1.safetensors",
                 "checkpoints/step-000000020/manifest.json",
+                "checkpoints/step-000000030/g0/model-0-of-1.safetensors",
                 "checkpoints/step-000000030/g1/model-0-of-1.safetensors",
                 "checkpoints/step-000000030/manifest.json",
                 "checkpoints/step-000000040/g1/model-0-of-1.safetensors",

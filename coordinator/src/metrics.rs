@@ -1,10 +1,12 @@
 //! Writes what happened to the run: `metrics/generation-%06d.jsonl`, one JSON object a line.
 //!
 //! An object cannot be appended to on S3, so a generation's file is rewritten whole, rarely
-//! enough that a long one costs little, and at once after what a person would look for.
+//! enough that a long one costs little, and at once after what a person would look for. Incidents have one
+//! file for the whole run, `metrics/incidents.jsonl`.
 
 use crate::{
-    core::{Generation, Notice},
+    Error, Result,
+    core::{Generation, Incident, Notice},
     watch::Stamped,
 };
 use serde::Serialize;
@@ -15,23 +17,92 @@ use tokio::sync::mpsc;
 /// Seconds between two rewrites, and once more for each MiB the file has.
 const EVERY: u32 = 5;
 
-/// Takes notices until the channel closes, then writes the rest and returns.
-pub async fn write(run: Location, mut notices: mpsc::UnboundedReceiver<Stamped>) {
+const INCIDENTS: &str = "metrics/incidents.jsonl";
+
+/// Takes notices until the channel closes, then writes the rest and returns. `incidents` are the lines that
+/// the run has already.
+pub async fn write(run: Location, incidents: String, mut notices: mpsc::UnboundedReceiver<Stamped>) {
     let mut file = File::default();
+    let mut told = Incidents { lines: incidents, dirty: false };
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         let at_once = tokio::select! {
             notice = notices.recv() => match notice {
+                Some(stamped) if matches!(stamped.notice, Notice::Incident(_)) => {
+                    told.dirty |= append(&mut told.lines, &stamped);
+                    told.put(&run).await;
+                    false
+                }
                 Some(stamped) => file.add(&run, stamped).await,
                 None => break,
             },
-            _ = second.tick() => file.is_due(),
+            _ = second.tick() => {
+                told.put(&run).await;
+                file.is_due()
+            }
         };
         if at_once {
             file.put(&run).await;
         }
     }
+    told.put(&run).await;
     file.put(&run).await;
+}
+
+/// The lines of the run's incidents so far.
+pub async fn incidents(run: &Location) -> Result<String> {
+    let bytes = run.get_opt(INCIDENTS).await?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The incidents that `lines` tell of.
+pub fn parse(run: &Location, lines: &str) -> Result<Vec<Stamped>> {
+    let bad = |e: serde_json::Error| Error::Damaged { url: run.url_of(INCIDENTS), why: e.to_string() };
+    let one = |line: &str| {
+        let told: Told = serde_json::from_str(line).map_err(bad)?;
+        Ok(Stamped { unix_ms: told.unix_ms, notice: Notice::Incident(told.incident) })
+    };
+    lines.lines().map(one).collect()
+}
+
+#[derive(serde::Deserialize)]
+struct Told {
+    unix_ms: u64,
+    #[serde(flatten)]
+    incident: Incident,
+}
+
+struct Incidents {
+    lines: String,
+    dirty: bool,
+}
+
+impl Incidents {
+    async fn put(&mut self, run: &Location) {
+        if self.dirty {
+            match run.put(INCIDENTS, self.lines.clone().into_bytes()).await {
+                Ok(()) => self.dirty = false,
+                // Metrics never stop a job; the next second tries again.
+                Err(e) => tracing::warn!("failed to {e}"),
+            }
+        }
+    }
+}
+
+/// Adds a line; true if that could be done.
+fn append(lines: &mut String, stamped: &Stamped) -> bool {
+    let line = Line { notice: &stamped.notice, unix_ms: stamped.unix_ms };
+    match serde_json::to_string(&line) {
+        Ok(text) => {
+            lines.push_str(&text);
+            lines.push('\n');
+            true
+        }
+        Err(e) => {
+            tracing::warn!("failed to write a metrics line: {e}");
+            false
+        }
+    }
 }
 
 #[derive(Default)]
@@ -61,15 +132,10 @@ impl File {
             }
             self.generation = Some(*generation);
         }
-        let line = Line { notice: &stamped.notice, unix_ms: stamped.unix_ms };
-        match (&stamped.notice, serde_json::to_string(&line)) {
-            (Notice::Beat { .. }, _) => return false,
-            (_, Ok(text)) => {
-                self.lines.push_str(&text);
-                self.lines.push('\n');
-            }
-            (_, Err(e)) => tracing::warn!("failed to write a metrics line: {e}"),
+        if matches!(stamped.notice, Notice::Beat { .. }) {
+            return false;
         }
+        append(&mut self.lines, &stamped);
         self.dirty = true;
         !matches!(stamped.notice, Notice::Step(_) | Notice::Log { .. })
     }
@@ -95,7 +161,7 @@ impl File {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{EvalReport, Level, Rank, Step, StepReport};
+    use crate::core::{EvalReport, Level, Rank, Step, StepReport, What};
 
     #[tokio::test]
     async fn each_generation_has_its_file_of_json_lines() {
@@ -112,7 +178,7 @@ mod tests {
         }
         send(Notice::Ended { ok: true, reason: "done".into() });
         drop(tx);
-        write(run.clone(), rx).await;
+        write(run.clone(), String::new(), rx).await;
         let read = async |g: u64| {
             let bytes = run.get(&format!("metrics/generation-{g:06}.jsonl")).await.unwrap();
             let text = String::from_utf8(bytes.to_vec()).unwrap();
@@ -127,5 +193,34 @@ mod tests {
         assert_eq!(one[2]["unix_ms"], 7);
         assert!(one[2]["loss"].is_null());
         assert_eq!(two[2]["top1"], 0.5);
+    }
+
+    #[tokio::test]
+    async fn incidents_have_one_file_for_the_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Location::parse(dir.path().to_str().unwrap()).unwrap();
+        let incident = |generation| Incident {
+            generation: Generation(generation),
+            what: What::Lost,
+            worker: "w".into(),
+            rank: Some(Rank(1)),
+            host: "h".into(),
+            step: Step(7),
+            phase: "training".into(),
+            cause: "killed by SIGKILL".into(),
+            seconds: 1.5,
+            last_lines: vec!["the end".into()],
+        };
+        for start in 1..=2 {
+            let (tx, rx) = mpsc::unbounded_channel();
+            let before = incidents(&run).await.unwrap();
+            tx.send(Stamped { unix_ms: start, notice: Notice::Incident(incident(start)) }).unwrap();
+            drop(tx);
+            write(run.clone(), before, rx).await;
+        }
+        let told = parse(&run, &incidents(&run).await.unwrap()).unwrap();
+        let expected = [1, 2].map(|n| Stamped { unix_ms: n, notice: Notice::Incident(incident(n)) });
+        assert_eq!(told, expected);
+        assert!(matches!(parse(&run, "{"), Err(Error::Damaged { .. })));
     }
 }

@@ -2,15 +2,16 @@
 
 use crate::{
     Error, Outcome, Result,
-    core::{Core, Settings},
-    driver::{Driver, unix_ms},
-    journal::Journal,
-    manifest, run,
+    core::{Core, Found, Settings},
+    driver::{Driver, Signal, unix_ms},
+    journal::{self, Claimant, Journal},
+    manifest, metrics, run,
     service::Service,
     store::KeyValue,
     watch::Hub,
 };
 use configs::Config;
+use futures::Stream;
 use proto::v1;
 use std::{
     net::SocketAddr,
@@ -22,13 +23,15 @@ use tokio::{
     net::TcpListener,
     sync::{Mutex, mpsc},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::transport::server::TcpIncoming;
 
 /// Inputs that may wait for the driver before sessions are slowed down.
 const INPUTS: usize = 1024;
 /// Checkpoint reports of many ranks stay far below this.
 const LARGEST_MESSAGE: usize = 64 << 20;
+/// How long a coordinator that leads already may take to say so.
+const ANSWER: Duration = Duration::from_secs(5);
 /// How long connections may stay open after the job has ended.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -42,6 +45,10 @@ pub struct Options {
     pub config: Config,
     /// Serve plain HTTP off loopback.
     pub insecure: bool,
+    /// Where workers reach this coordinator, `host:port`; absent: the listening address.
+    pub advertise: Option<String>,
+    /// Lead the run although another coordinator does.
+    pub take_over: bool,
 }
 
 /// A coordinator whose port is open and whose run is claimed.
@@ -58,7 +65,7 @@ impl Server {
     /// claims the run, in this order: a second coordinator on an occupied port must not take the
     /// run from the first.
     pub async fn bind(options: Options) -> Result<Self> {
-        let Options { listen, run, config, insecure } = options;
+        let Options { listen, run, config, insecure, advertise, take_over } = options;
         if !listen.ip().is_loopback() && !insecure {
             return Err(Error::Insecure { address: listen });
         }
@@ -69,15 +76,25 @@ impl Server {
             _ => Error::Listen { address: listen, source },
         })?;
         let address = listener.local_addr().map_err(|source| Error::Listen { address: listen, source })?;
-        let leader = leader_name(address);
-        run::probe(&run, &leader).await?;
+        let me = Claimant {
+            leader: leader_name(address),
+            address: advertise.unwrap_or_else(|| address.to_string()),
+            dataset_digest: dataset_digest.clone(),
+            dataset_url: config.data.url.clone(),
+        };
+        run::probe(&run, &me.leader).await?;
+        if !take_over {
+            refuse_if_led(&run, &me.address).await?;
+        }
         run::settle_config(&run, &config).await?;
-        let (journal, generation) =
-            Journal::claim(&run, &leader, &dataset_digest, &config.data.url, unix_ms()).await?;
+        let (journal, last) = Journal::claim(&run, me, unix_ms()).await?;
         let committed = manifest::committed(&run).await?;
+        let history = metrics::incidents(&run).await?;
         tracing::info!(
             run = run.url(),
-            "generation {generation} was the last; {} checkpoint(s)",
+            "coordinator {}: generation {} was the last; {} checkpoint(s)",
+            journal.epoch(),
+            last.generation,
             committed.len()
         );
 
@@ -87,11 +104,15 @@ impl Server {
             dataset_digest: dataset_digest.clone(),
             workers: config.cluster.workers,
             min_workers: config.cluster.min_workers.max(1),
-            max_workers: config.data.lanes,
+            max_workers: config.cluster.max_workers.unwrap_or(config.data.lanes),
             gather: config.cluster.gather.duration(),
-            lost_after: config.cluster.lost_after.duration(),
-            stuck_after: config.cluster.stuck_after.duration(),
+            beat_timeout: config.cluster.beat_timeout.duration(),
+            step_timeout: config.cluster.step_timeout.duration(),
             collective_timeout: config.cluster.collective_timeout.duration(),
+            join_window: config.cluster.join_window.duration(),
+            stop_grace: config.cluster.stop_grace.duration(),
+            straggler_factor: config.cluster.straggler_factor,
+            replace_stragglers: config.cluster.replace_stragglers,
             keep: config.checkpoint.keep,
         };
         let job = v1::Job {
@@ -105,17 +126,19 @@ impl Server {
         let (hub, store) = (Arc::new(Hub::new()), Arc::new(KeyValue::default()));
         let service = Service {
             job: Arc::new(job),
+            epoch: journal.epoch(),
             inputs: sender.clone(),
             hub: hub.clone(),
             store: store.clone(),
             sessions: Arc::new(AtomicU64::new(1)),
         };
         let driver = Driver {
-            core: Core::new(settings, generation, committed),
+            core: Core::new(settings, Found { epoch: journal.epoch(), last, committed }),
             run,
             journal: Arc::new(Mutex::new(journal)),
             hub,
             store,
+            history,
             loopback: sender,
         };
         Ok(Self { address, listener, service, driver, inputs })
@@ -126,29 +149,30 @@ impl Server {
         self.address
     }
 
-    /// Serves until the job ends or `stop` resolves.
-    pub async fn run(self, stop: impl Future<Output = ()>) -> Result<Outcome> {
+    /// Serves until the job ends.
+    pub async fn run(self, signals: impl Stream<Item = Signal>) -> Result<Outcome> {
         let Self { address, listener, service, driver, inputs } = self;
         let closing = CancellationToken::new();
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let coordinator = v1::coordinator_server::CoordinatorServer::new(service.clone())
             .max_decoding_message_size(LARGEST_MESSAGE);
         let store = v1::store_server::StoreServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
-        let mut serving = tokio::spawn(
+        // Whoever drops this future ends the server with it.
+        let mut serving = AbortOnDropHandle::new(tokio::spawn(
             tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(proto::KEEPALIVE_EVERY))
                 .http2_keepalive_timeout(Some(proto::KEEPALIVE_TIMEOUT))
                 .add_service(coordinator)
                 .add_service(store)
                 .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()),
-        );
+        ));
         let outcome = tokio::select! {
-            outcome = driver.run(inputs, stop) => outcome,
+            outcome = driver.run(inputs, signals) => outcome,
             // The listener does not end by itself unless it failed.
             ended = &mut serving => {
                 return match ended {
                     Ok(Err(source)) => Err(Error::Serve { address, source }),
-                    _ => Ok(Outcome { ok: false, reason: "the server stopped".into() }),
+                    _ => Ok(Outcome { ok: false, reason: "the server stopped".into(), superseded: false }),
                 };
             }
         };
@@ -157,6 +181,21 @@ impl Server {
             serving.abort();
         }
         Ok(outcome)
+    }
+}
+
+/// An error if the coordinator that wrote last is alive and still leads this run.
+async fn refuse_if_led(run: &Location, mine: &str) -> Result<()> {
+    // Nobody else can be where this one listens, or where a name leads that is now its own.
+    let Some(leader) = journal::leader(run).await?.filter(|l| l.address != mine) else { return Ok(()) };
+    let Ok(channel) = proto::channel(&leader.address) else { return Ok(()) };
+    let request = v1::GetJobRequest { protocol_version: proto::PROTOCOL_VERSION };
+    let mut client = v1::coordinator_client::CoordinatorClient::new(channel);
+    match tokio::time::timeout(ANSWER, client.get_job(request)).await {
+        Ok(Ok(job)) if job.get_ref().run_url == run.url() => {
+            Err(Error::Led { url: run.url().into(), address: leader.address })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The gRPC services: turns calls into inputs of the driver, and its answers into replies.
 
 use crate::{
-    core::{Event, WorkerId},
+    core::{Epoch, Event, WorkerId},
     driver::{Input, Outgoing, Session},
     store::{KeyValue, StoreError},
     watch::Hub,
@@ -17,7 +17,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{broadcast::error::RecvError, mpsc};
+use tokio::sync::{broadcast::error::RecvError, mpsc, oneshot};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -28,6 +28,7 @@ type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 #[derive(Clone)]
 pub struct Service {
     pub job: Arc<v1::Job>,
+    pub epoch: Epoch,
     pub inputs: mpsc::Sender<Input>,
     pub hub: Arc<Hub>,
     pub store: Arc<KeyValue>,
@@ -58,8 +59,9 @@ impl v1::coordinator_server::Coordinator for Service {
         let worker = WorkerId(self.sessions.fetch_add(1, Ordering::Relaxed));
         let (sender, directives) = mpsc::unbounded_channel();
         tokio::spawn(read_session(worker, request.into_inner(), sender, self.inputs.clone()));
-        let replies = UnboundedReceiverStream::new(directives).map(|outgoing| match outgoing {
-            Outgoing::Directive(d) => Ok(wire::directive(d)),
+        let epoch = self.epoch;
+        let replies = UnboundedReceiverStream::new(directives).map(move |outgoing| match outgoing {
+            Outgoing::Directive(d) => Ok(wire::directive(epoch, d)),
             Outgoing::Reject(why) => Err(Status::failed_precondition(why)),
         });
         Ok(Response::new(Box::pin(replies)))
@@ -81,6 +83,38 @@ impl v1::coordinator_server::Coordinator for Service {
         let all = futures::stream::iter(known).chain(live);
         Ok(Response::new(Box::pin(all.map(|s| Ok(wire::job_event(s.unix_ms, &s.notice))))))
     }
+
+    async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::JobStatus>, Status> {
+        let (reply, status) = oneshot::channel();
+        self.give(Input::Status(reply)).await?;
+        Ok(Response::new(status.await.map_err(|_| over())?))
+    }
+
+    async fn release(&self, r: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseReply>, Status> {
+        let v1::ReleaseRequest { worker, reason } = r.into_inner();
+        let (found, answer) = oneshot::channel();
+        self.give(Input::Release { name: worker.clone(), reason, found }).await?;
+        match answer.await {
+            Ok(true) => Ok(Response::new(v1::ReleaseReply {})),
+            Ok(false) => Err(Status::not_found(format!("there is no worker {worker} in this job"))),
+            Err(_) => Err(over()),
+        }
+    }
+
+    async fn report_exit(&self, r: Request<v1::ExitReport>) -> Result<Response<v1::ExitReply>, Status> {
+        self.give(Input::Exited(wire::exit(r.into_inner()))).await?;
+        Ok(Response::new(v1::ExitReply {}))
+    }
+}
+
+impl Service {
+    async fn give(&self, input: Input) -> Result<(), Status> {
+        self.inputs.send(input).await.map_err(|_| over())
+    }
+}
+
+fn over() -> Status {
+    Status::unavailable("the job has ended")
 }
 
 /// Hands one worker's messages to the driver until its stream ends.

@@ -66,7 +66,7 @@ impl Hub {
             Notice::Lost { worker, .. } => {
                 inner.beats.remove(worker);
             }
-            Notice::Log { .. } => {}
+            Notice::Log { .. } | Notice::Incident(_) => {}
         }
         if let Some(sender) = &inner.sender {
             // Nobody watching is fine.

@@ -23,6 +23,8 @@ pub fn event(worker: WorkerId, message: v1::WorkerMessage) -> Option<Event> {
         Kind::Finished(f) => {
             Event::Finished { worker, generation: Generation(f.generation), step: Step(f.step) }
         }
+        Kind::Leaving(l) => Event::Leaving { worker, reason: l.reason },
+        Kind::Left(l) => Event::Left { worker, generation: Generation(l.generation), step: Step(l.step) },
     })
 }
 
@@ -35,11 +37,26 @@ pub fn hello(h: v1::Hello) -> Hello {
         device: h.device,
         config_digest: h.config_digest,
         dataset_digest: h.dataset_digest,
+        generation: Generation(h.generation),
+        rank: Rank(h.rank),
+        coordinator: Epoch(h.coordinator),
     }
 }
 
-/// A directive for its worker.
-pub fn directive(d: Directive) -> v1::Directive {
+/// How a trainer ended.
+pub fn exit(r: v1::ExitReport) -> ExitReport {
+    ExitReport {
+        worker: r.worker,
+        node: r.host,
+        device: r.device,
+        cause: r.cause,
+        last_lines: r.last_lines,
+        restarts: r.restarts,
+    }
+}
+
+/// A directive of the coordinator `epoch` for its worker.
+pub fn directive(epoch: Epoch, d: Directive) -> v1::Directive {
     use v1::directive::Kind;
     let kind = match d {
         Directive::Welcome { name } => Kind::Welcome(v1::Welcome { worker: name }),
@@ -47,13 +64,17 @@ pub fn directive(d: Directive) -> v1::Directive {
             generation: generation.0,
             rank: rank.0,
             world_size: members.len() as u32,
-            members,
+            members: members.to_vec(),
         }),
         Directive::Stop { generation, reason } => Kind::Stop(v1::Stop { generation: generation.0, reason }),
+        Directive::Leave { generation, reason, checkpoint } => {
+            Kind::Leave(v1::Leave { generation: generation.0, reason, checkpoint })
+        }
+        Directive::CheckpointNow => Kind::CheckpointNow(v1::CheckpointNow {}),
         Directive::Committed { step } => Kind::Committed(v1::Committed { step: step.0 }),
         Directive::Shutdown { ok, reason } => Kind::Shutdown(v1::Shutdown { ok, reason }),
     };
-    v1::Directive { kind: Some(kind) }
+    v1::Directive { kind: Some(kind), coordinator: epoch.0 }
 }
 
 /// A notice for those who watch.
@@ -63,25 +84,7 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
         Notice::Generation { generation, members } => {
             Kind::Generation(v1::GenerationStarted { generation: generation.0, members })
         }
-        Notice::Step(r) => Kind::Step(v1::StepReport {
-            generation: r.generation.0,
-            epoch: r.epoch,
-            step: r.step.0,
-            steps_per_epoch: r.steps_per_epoch,
-            total_steps: r.total_steps,
-            loss: r.loss,
-            accuracy: r.accuracy,
-            lr: r.lr,
-            clips: r.clips,
-            step_seconds: r.step_seconds,
-            data_wait_seconds: r.data_wait_seconds,
-            exchange_wait_seconds: r.exchange_wait_seconds,
-            peak_memory_bytes: r.peak_memory_bytes,
-            grad_norm: r.grad_norm,
-            skipped: r.skipped,
-            step_in_epoch: r.step_in_epoch,
-            missing: r.missing,
-        }),
+        Notice::Step(r) => Kind::Step(step_out(r)),
         Notice::Eval(r) => Kind::Eval(v1::EvalReport {
             generation: r.generation.0,
             epoch: r.epoch,
@@ -102,19 +105,76 @@ pub fn job_event(unix_ms: u64, notice: &Notice) -> v1::JobEvent {
         }
         Notice::Log { level, text } => Kind::Log(v1::Log { level: level_name(level).into(), text }),
         Notice::Ended { ok, reason } => Kind::Ended(v1::JobEnded { ok, reason }),
-        Notice::Beat { worker, rank, beat: b } => Kind::Beat(v1::WorkerBeat {
-            worker,
-            rank: rank.0,
-            beat: Some(v1::Beat {
-                generation: b.generation.0,
-                epoch: b.epoch,
-                step: b.step.0,
-                phase: b.phase,
-                progress: b.progress,
-            }),
-        }),
+        Notice::Beat { worker, rank, beat: b } => {
+            Kind::Beat(v1::WorkerBeat { worker, rank: rank.0, beat: Some(beat_out(b)) })
+        }
+        Notice::Incident(i) => Kind::Incident(incident(i)),
     };
     v1::JobEvent { unix_ms, kind: Some(kind) }
+}
+
+/// Where the job stands, with its last incidents.
+pub fn status(s: Status, incidents: impl Iterator<Item = v1::JobEvent>, run_url: String) -> v1::JobStatus {
+    v1::JobStatus {
+        coordinator: s.coordinator.0,
+        generation: s.generation.0,
+        state: s.state.into(),
+        step: s.step.map(step_out),
+        committed: s.committed.unwrap_or_default().0,
+        members: s.members.into_iter().map(member).collect(),
+        incidents: incidents.collect(),
+        run_url,
+    }
+}
+
+fn member(m: MemberStatus) -> v1::MemberStatus {
+    v1::MemberStatus {
+        worker: m.worker,
+        host: m.host,
+        device: m.device,
+        rank: m.rank.map(|r| r.0),
+        beat: Some(beat_out(m.beat)),
+        silent_seconds: m.silent.as_secs_f64(),
+        still_seconds: m.still.as_secs_f64(),
+        leaving: m.leaving,
+    }
+}
+
+fn incident(i: Incident) -> v1::Incident {
+    v1::Incident {
+        generation: i.generation.0,
+        kind: i.what.name().into(),
+        worker: i.worker,
+        rank: i.rank.unwrap_or_default().0,
+        host: i.host,
+        step: i.step.0,
+        phase: i.phase,
+        cause: i.cause,
+        seconds: i.seconds,
+        last_lines: i.last_lines,
+    }
+}
+
+fn step_out(r: StepReport) -> v1::StepReport {
+    v1::StepReport {
+        generation: r.generation.0,
+        epoch: r.epoch,
+        step: r.step.0,
+        steps_per_epoch: r.steps_per_epoch,
+        total_steps: r.total_steps,
+        loss: r.loss,
+        accuracy: r.accuracy,
+        lr: r.lr,
+        clips: r.clips,
+        step_seconds: r.step_seconds,
+        data_wait_seconds: r.data_wait_seconds,
+        exchange_wait_seconds: r.exchange_wait_seconds,
+        peak_memory_bytes: r.peak_memory_bytes,
+        grad_norm: r.grad_norm,
+        skipped: r.skipped,
+        step_in_epoch: r.step_in_epoch,
+        missing: r.missing,
+    }
 }
 
 fn beat(b: v1::Beat) -> Beat {
@@ -124,6 +184,22 @@ fn beat(b: v1::Beat) -> Beat {
         step: Step(b.step),
         phase: b.phase,
         progress: b.progress,
+        step_seconds: b.step_seconds,
+        data_wait_seconds: b.data_wait_seconds,
+        exchange_wait_seconds: b.exchange_wait_seconds,
+    }
+}
+
+fn beat_out(b: Beat) -> v1::Beat {
+    v1::Beat {
+        generation: b.generation.0,
+        epoch: b.epoch,
+        step: b.step.0,
+        phase: b.phase,
+        progress: b.progress,
+        step_seconds: b.step_seconds,
+        data_wait_seconds: b.data_wait_seconds,
+        exchange_wait_seconds: b.exchange_wait_seconds,
     }
 }
 

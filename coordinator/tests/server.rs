@@ -2,14 +2,14 @@
 #![allow(clippy::unwrap_used)] // a failed unwrap is a failed test
 
 use configs::Config;
-use coordinator::{Error, Options, Outcome, Server};
+use coordinator::{Error, Options, Outcome, Server, Signal};
 use proto::v1::{
     self, coordinator_client::CoordinatorClient, directive::Kind as Down, store_client::StoreClient,
     worker_message::Kind as Up,
 };
 use std::{net::SocketAddr, path::Path, time::Duration};
 use tempfile::TempDir;
-use tokio::{sync::mpsc, sync::oneshot, task::JoinHandle, time::timeout};
+use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Code, Streaming, transport::Channel};
 
@@ -42,19 +42,21 @@ impl Place {
             run: self.run().display().to_string(),
             config: Config::parse("job.toml", include_str!("job.toml"), &all).unwrap(),
             insecure: false,
+            advertise: None,
+            take_over: false,
         }
     }
 
     async fn start(&self, overrides: &[&str]) -> Running {
-        let server = Server::bind(self.options(overrides)).await.unwrap();
+        Self::start_with(self.options(overrides)).await
+    }
+
+    async fn start_with(options: Options) -> Running {
+        let server = Server::bind(options).await.unwrap();
         let address = server.address();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(server.run(async move {
-            if stopped.await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }));
-        Running { address, task, stop }
+        let (signals, caught) = mpsc::unbounded_channel();
+        let task = tokio::spawn(server.run(UnboundedReceiverStream::new(caught)));
+        Running { address, task, signals }
     }
 
     fn text(&self, key: &str) -> String {
@@ -65,7 +67,7 @@ impl Place {
 struct Running {
     address: SocketAddr,
     task: JoinHandle<coordinator::Result<Outcome>>,
-    stop: oneshot::Sender<()>,
+    signals: mpsc::UnboundedSender<Signal>,
 }
 
 impl Running {
@@ -73,8 +75,10 @@ impl Running {
         proto::channel(&self.address.to_string()).unwrap()
     }
 
+    /// At once, without a checkpoint.
     async fn stop(self) -> Outcome {
-        self.stop.send(()).unwrap();
+        self.signals.send(Signal::Stop).unwrap();
+        let _ = self.signals.send(Signal::Stop);
         timeout(LONG, self.task).await.unwrap().unwrap().unwrap()
     }
 
@@ -143,6 +147,7 @@ async fn hello(job: &Running, name: &str) -> v1::Hello {
         device: "cpu:0".into(),
         config_digest: job.config_digest,
         dataset_digest: job.dataset_digest,
+        ..Default::default()
     }
 }
 
@@ -188,7 +193,10 @@ async fn the_rest_go_on_when_a_stream_breaks() {
     a.finished(2);
     assert!(matches!(a.next().await, Down::Shutdown(s) if s.ok));
     let outcome = job.end().await;
-    assert_eq!(outcome, Outcome { ok: true, reason: "1 worker finished at step 9".into() });
+    assert_eq!(
+        outcome,
+        Outcome { ok: true, reason: "1 worker finished at step 9".into(), superseded: false }
+    );
     let mut last = None;
     while let Some(event) = timeout(LONG, late.message()).await.unwrap().unwrap() {
         last = event.kind;
@@ -235,7 +243,7 @@ async fn the_store_blocks_until_set_and_ends_with_its_generation() {
     let e = waiting.await.unwrap().unwrap_err();
     assert_eq!(e.code(), Code::Aborted);
     assert!(e.message().contains("lost worker b"), "{e}");
-    assert_eq!(job.stop().await.reason, "the coordinator was told to stop");
+    assert!(job.stop().await.reason.contains("told twice to stop"));
 }
 
 #[tokio::test]
@@ -310,20 +318,100 @@ async fn generations_go_on_after_a_restart() {
     let mut a = Worker::join(&job, "a").await;
     assert_eq!(a.assigned().await.0, 1);
     job.stop().await;
+    assert!(matches!(a.next().await, Down::Leave(l) if l.checkpoint));
     assert!(matches!(a.next().await, Down::Shutdown(s) if !s.ok));
 
     let job = place.start(&["cluster.workers=1", "train.epochs=2"]).await;
     let mut a = Worker::join(&job, "a").await;
     assert_eq!(a.assigned().await.0, 2);
     assert!(place.text("config.toml").contains("epochs = 2"));
-    // A second coordinator takes the run over; the first finds out before it writes.
-    let second = place.start(&["cluster.workers=1", "train.epochs=2"]).await;
-    let b = Worker::join(&job, "b").await;
-    drop(a);
+    // A second coordinator of the run is refused while the first answers.
+    let options = || place.options(&["cluster.workers=1", "train.epochs=2"]);
+    let e = Server::bind(options()).await.map(|_| ()).unwrap_err();
+    assert!(e.is_usage() && e.to_string().contains(&job.address.to_string()), "{e}");
+    // Told to, it leads; the first finds out before it writes, and says nothing to its workers.
+    let second = Place::start_with(Options { take_over: true, ..options() }).await;
+    let b = Worker::join(&second, "b").await;
+    let mut c = Worker::open(&job, v1::Hello { coordinator: 99, ..hello(&job, "c").await }).await;
+    assert!(timeout(LONG, c.down.message()).await.unwrap().unwrap().is_none(), "closed without a word");
     let outcome = job.end().await;
-    assert!(!outcome.ok && outcome.reason.contains("another coordinator"), "{outcome:?}");
+    assert!(outcome.superseded && outcome.reason.contains("another coordinator"), "{outcome:?}");
+    assert!(timeout(LONG, a.down.message()).await.unwrap().is_ok_and(|d| d.is_none()));
     drop(b);
     second.stop().await;
+}
+
+#[tokio::test]
+async fn workers_go_on_under_a_restarted_coordinator() {
+    let place = Place::new();
+    let job = place.start(&[]).await;
+    let mut workers = [Worker::join(&job, "a").await, Worker::join(&job, "b").await];
+    for w in &mut workers {
+        w.assigned().await;
+    }
+    workers[0].step(1, 7);
+    // Its process is gone from one moment to the next.
+    job.task.abort();
+    let _ = job.task.await;
+    let job = place.start(&[]).await;
+    let mut back = vec![];
+    for (rank, name) in [(0, "a"), (1, "b")] {
+        let hello = v1::Hello { generation: 1, rank, coordinator: 1, ..hello(&job, name).await };
+        let mut worker = Worker::open(&job, hello).await;
+        let welcome = timeout(LONG, worker.down.message()).await.unwrap().unwrap().unwrap();
+        assert_eq!(welcome.coordinator, 3, "after a claim and a generation");
+        assert!(matches!(welcome.kind, Some(Down::Welcome(_))));
+        back.push(worker);
+    }
+    let mut client = CoordinatorClient::new(job.channel());
+    let status = client.status(v1::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.coordinator, status.generation, status.state.as_str()), (3, 1, "starting"));
+    let ranks: Vec<_> = status.members.iter().map(|m| (m.worker.as_str(), m.rank)).collect();
+    assert_eq!(ranks, [("a", Some(0)), ("b", Some(1))]);
+
+    // One is let go by request; the other goes on alone.
+    let release = |worker: &str| v1::ReleaseRequest { worker: worker.into(), reason: "repairs".into() };
+    let e = client.release(release("x")).await.unwrap_err();
+    assert!(e.code() == Code::NotFound && e.message().contains("x"), "{e}");
+    client.release(release("b")).await.unwrap();
+    for w in &mut back {
+        assert!(matches!(w.next().await, Down::Leave(l) if l.generation == 1 && !l.checkpoint));
+        w.send(Up::Left(v1::Left { generation: 1, step: 8 }));
+    }
+    assert!(matches!(back[1].next().await, Down::Shutdown(s) if s.ok && s.reason == "repairs"));
+    assert_eq!(back[0].assigned().await, (2, 0, names(&["a"])));
+
+    // Told to stop, the job ends well once the checkpoint is there.
+    job.signals.send(Signal::Checkpoint).unwrap();
+    assert!(matches!(back[0].next().await, Down::CheckpointNow(_)));
+    back[0].step(2, 9);
+    job.signals.send(Signal::Stop).unwrap();
+    assert!(matches!(back[0].next().await, Down::Leave(l) if l.checkpoint));
+    let folder = place.run().join("checkpoints/step-000000010/g2");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("model-1-of-1.safetensors"), [1; 8]).unwrap();
+    let file =
+        v1::CheckpointFile { key: "g2/model-1-of-1.safetensors".into(), bytes: 8, sha256: "ab".into() };
+    back[0].send(Up::Shard(v1::CheckpointShard {
+        generation: 2,
+        step: 10,
+        world_size: 1,
+        attempt: "g2".into(),
+        files: vec![file],
+        header_json: "{}".into(),
+        ..Default::default()
+    }));
+    assert!(matches!(back[0].next().await, Down::Committed(c) if c.step == 10));
+    back[0].send(Up::Left(v1::Left { generation: 2, step: 10 }));
+    assert!(matches!(back[0].next().await, Down::Shutdown(s) if s.ok));
+    let outcome = job.end().await;
+    assert!(outcome.ok && outcome.reason.contains("stopped at step 10"), "{outcome:?}");
+    let incidents = place.text("metrics/incidents.jsonl");
+    let kinds: Vec<String> = incidents
+        .lines()
+        .map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["incident"].as_str().unwrap().into())
+        .collect();
+    assert_eq!(kinds, ["coordinator", "left"], "{incidents}");
 }
 
 #[tokio::test]

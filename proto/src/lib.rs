@@ -7,7 +7,7 @@ pub mod v1 {
 }
 
 /// Both sides refuse a peer that speaks another version.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// HTTP/2 pings on every connection, both ways: a peer that vanished without closing is noticed.
 pub const KEEPALIVE_EVERY: std::time::Duration = std::time::Duration::from_secs(5);

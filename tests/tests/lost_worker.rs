@@ -30,7 +30,7 @@ lr = 1e-3
 every_steps = 6
 [cluster]
 min_workers = 1
-lost_after = "5s"
+beat_timeout = "5s"
 collective_timeout = "10s"
 "#;
 

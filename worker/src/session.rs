@@ -70,6 +70,7 @@ impl Progress {
             step: self.step.load(Ordering::Relaxed),
             phase: self.phase.lock().unwrap_or_else(|e| e.into_inner()).to_string(),
             progress: self.ticks.load(Ordering::Relaxed),
+            ..Default::default()
         }
     }
 }
@@ -247,7 +248,7 @@ impl Session {
                 Ok(Ok(directive::Kind::Shutdown(s))) => {
                     return Ok(Some(if s.ok { Ok(()) } else { Err(Error::JobFailed(s.reason)) }));
                 }
-                Ok(Ok(directive::Kind::Welcome(_))) => {}
+                Ok(Ok(directive::Kind::Welcome(_) | directive::Kind::Leave(_) | directive::Kind::CheckpointNow(_))) => {}
             }
             if timeout.is_none() {
                 return Ok(None);
@@ -279,8 +280,8 @@ async fn read_directives(
 ) {
     loop {
         let item = match stream.message().await {
-            Ok(Some(Directive { kind: Some(kind) })) => Ok(kind),
-            Ok(Some(Directive { kind: None })) => continue,
+            Ok(Some(Directive { kind: Some(kind), .. })) => Ok(kind),
+            Ok(Some(Directive { kind: None, .. })) => continue,
             Ok(None) => {
                 Err(Error::Coordinator { address: address.clone(), why: "it closed the session".into() })
             }

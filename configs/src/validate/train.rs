@@ -151,8 +151,25 @@ impl Rules<'_> {
             format!("{} is more than cluster.workers = {}", c.min_workers, c.workers),
         )?;
         let duration = |key: &str, value: Seconds| self.positive(key, value.0);
-        duration("cluster.lost_after", c.lost_after)?;
-        duration("cluster.stuck_after", c.stuck_after)?;
-        duration("cluster.collective_timeout", c.collective_timeout)
+        duration("cluster.beat_timeout", c.beat_timeout)?;
+        duration("cluster.step_timeout", c.step_timeout)?;
+        duration("cluster.collective_timeout", c.collective_timeout)?;
+        duration("cluster.coordinator_grace", c.coordinator_grace)?;
+        duration("cluster.stop_grace", c.stop_grace)?;
+        self.not_negative("cluster.join_window", c.join_window.0)?;
+        if let Some(most) = c.max_workers {
+            self.require(
+                most >= c.workers,
+                "cluster.max_workers",
+                format!("{most} is less than cluster.workers = {}", c.workers),
+            )?;
+            self.require(
+                most <= job.data.lanes,
+                "cluster.max_workers",
+                format!("{most} is more than data.lanes = {}", job.data.lanes),
+            )?;
+        }
+        let factor = c.straggler_factor.unwrap_or(2.0);
+        self.require(factor > 1.0, "cluster.straggler_factor", format!("{factor} must be more than 1"))
     }
 }

@@ -1,68 +1,188 @@
 //! Which checkpoints are whole, being committed, committed, and to be deleted.
+//!
+//! A set of parts belongs to one generation, and its attempt folder to that alone. A set that becomes whole
+//! after its generation has ended still counts, unless a later generation has done its step again: whether
+//! it has is known from the first step that the later one reports, so until then the set is held.
 
-use super::types::{Rank, Shard, Step, WholeCheckpoint};
+use super::Shard;
+use super::types::{Generation, Membership, Rank, Step, WholeCheckpoint};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Generations whose late parts are still taken.
+const REMEMBERED: usize = 16;
 
 /// The checkpoints of the run as the core knows them.
 #[derive(Clone, Debug, Default)]
 pub struct Commits {
-    /// Steps whose manifest exists.
-    committed: BTreeSet<Step>,
-    /// Parts of the running generation, by step and attempt.
-    collecting: BTreeMap<(Step, String), BTreeMap<Rank, Shard>>,
-    /// Steps of which this generation has delivered a whole set already.
-    delivered: BTreeSet<Step>,
-    in_flight: BTreeSet<Step>,
+    /// Steps whose manifest exists, with the attempt that it names.
+    committed: BTreeMap<Step, String>,
+    generations: BTreeMap<Generation, Known>,
+    /// Parts that have come, by generation and step; a whole set stays until it is decided on.
+    collecting: BTreeMap<(Generation, Step), BTreeMap<Rank, Shard>>,
+    in_flight: BTreeMap<Step, (Generation, String)>,
+    /// Sets that were handed out.
+    delivered: BTreeSet<(Generation, Step)>,
+    /// What this coordinator's last manifest was of.
+    landed: Option<(Generation, Step)>,
+}
+
+/// What must be known of a generation to take its parts.
+#[derive(Clone, Debug)]
+struct Known {
+    names: Arc<[String]>,
+    /// The first step that it was heard to do.
+    first: Option<Step>,
+    ended: bool,
+    /// Another coordinator announced it, and may have heard of earlier steps.
+    restored: bool,
 }
 
 /// What became of a rank's part.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Offer {
-    /// More parts are missing, or the set was delivered before.
+    /// Wait: for other parts, for the manifest, or to be decided on.
     Noted,
-    /// The last part: commit this.
-    Whole(WholeCheckpoint),
+    /// The manifest of this step, or of a later one in its place, is written.
+    Committed(Step),
     /// The part contradicts the generation or the others.
     Refused(String),
 }
 
+/// What became of a whole set.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    Commit(WholeCheckpoint),
+    /// The manifest of this step is there already, and is as good.
+    Committed(Step),
+    /// Another generation has done the step again.
+    Overtaken(Generation, Step),
+}
+
 impl Commits {
-    /// Starts from the manifests found in the run.
-    pub fn new(committed: BTreeSet<Step>) -> Self {
-        Self { committed, ..Default::default() }
+    /// Starts from the manifests found in the run, and the generation that may still be running.
+    pub fn new(committed: BTreeMap<Step, String>, last: &Membership) -> Self {
+        let mut commits = Self { committed, ..Default::default() };
+        if last.generation > Generation(0) {
+            commits.announced(last.generation, last.names.clone(), true);
+        }
+        commits
     }
 
-    /// Takes one rank's part; the caller has checked generation and sender.
-    pub fn offer(&mut self, shard: Shard, world: u32) -> Offer {
-        let (step, rank) = (shard.step, shard.rank);
-        if shard.world_size != world || rank.0 >= world {
+    /// A generation begins.
+    pub fn announced(&mut self, generation: Generation, names: Arc<[String]>, restored: bool) {
+        let known = Known { names, first: None, ended: false, restored };
+        self.generations.insert(generation, known);
+        while self.generations.len() > REMEMBERED {
+            if let Some((old, _)) = self.generations.pop_first() {
+                self.collecting.retain(|(g, _), _| *g > old);
+                self.delivered.retain(|(g, _)| *g > old);
+            }
+        }
+    }
+
+    /// A generation is over.
+    pub fn generation_over(&mut self, generation: Generation) {
+        if let Some(known) = self.generations.get_mut(&generation) {
+            known.ended = true;
+        }
+    }
+
+    /// A generation has done this step.
+    pub fn step(&mut self, generation: Generation, step: Step) {
+        if let Some(known) = self.generations.get_mut(&generation) {
+            known.first.get_or_insert(step);
+        }
+    }
+
+    /// Takes one rank's part from the worker called `from`; see [`Commits::decide`] for what follows.
+    pub fn offer(&mut self, from: &str, shard: Shard) -> Offer {
+        let (generation, step, rank) = (shard.generation, shard.step, shard.rank);
+        // Of an older one nothing is known: its parts could not be told from anybody's.
+        let Some(known) = self.generations.get(&generation) else { return Offer::Noted };
+        let world = known.names.len();
+        if shard.world_size as usize != world || rank.0 as usize >= world {
             return Offer::Refused(format!(
-                "rank {rank} reported a part of step {step} for {} workers; the generation has {world}",
+                "rank {rank} reported a part of step {step} for {} workers; generation {generation} has {world}",
                 shard.world_size
             ));
         }
-        if self.delivered.contains(&step) {
+        if known.names[rank.0 as usize] != from {
+            let seat = &known.names[rank.0 as usize];
+            return Offer::Refused(format!(
+                "{from} reported a checkpoint part of rank {rank} of generation {generation}, which is {seat}"
+            ));
+        }
+        if self.committed.get(&step) == Some(&shard.attempt) {
+            return Offer::Committed(step);
+        }
+        if let Some((g, s)) = self.landed.filter(|(g, s)| *g >= generation && *s > step) {
+            // Too late to matter, and perhaps swept away: what follows it in the same history is there.
+            tracing::debug!("a part of step {step} comes after the manifest of step {s}, generation {g}");
+            return Offer::Committed(s);
+        }
+        if self.delivered.contains(&(generation, step)) {
             return Offer::Noted;
         }
-        let key = (step, shard.attempt.clone());
-        let parts = self.collecting.entry(key).or_default();
+        let parts = self.collecting.entry((generation, step)).or_default();
+        if let Some(other) = parts.values().find(|p| p.attempt != shard.attempt) {
+            return Offer::Refused(format!(
+                "rank {rank} reported attempt {} of step {step}, and rank {} attempt {}",
+                shard.attempt, other.rank, other.attempt
+            ));
+        }
         parts.insert(rank, shard);
-        if parts.len() < world as usize {
-            return Offer::Noted;
+        Offer::Noted
+    }
+
+    /// What follows for the sets that are whole. Some are held while it is not known whether the running
+    /// generation does their step again.
+    pub fn decide(&mut self) -> Vec<Decision> {
+        let world = |g: &Generation| self.generations.get(g).map_or(usize::MAX, |k| k.names.len());
+        let whole: Vec<_> = self
+            .collecting
+            .iter()
+            .filter(|((g, _), parts)| parts.len() == world(g))
+            .map(|(key, _)| *key)
+            .collect();
+        whole.into_iter().filter_map(|(generation, step)| self.decide_one(generation, step)).collect()
+    }
+
+    fn decide_one(&mut self, generation: Generation, step: Step) -> Option<Decision> {
+        let later = || self.generations.range(generation.next()..).map(|(_, k)| k);
+        let redone = later().any(|k| k.first.is_some_and(|first| first <= step));
+        let passed = later().any(|k| k.first.is_some_and(|first| first > step));
+        if !redone && !passed && later().any(|k| !k.ended) {
+            return None;
         }
-        let parts = std::mem::take(parts);
-        self.collecting.retain(|(s, _), _| *s != step);
-        self.delivered.insert(step);
-        self.in_flight.insert(step);
-        let head = &parts[&Rank(0)];
-        Offer::Whole(WholeCheckpoint {
-            generation: head.generation,
+        // One manifest of a step after the other.
+        if self.in_flight.contains_key(&step) {
+            return None;
+        }
+        let parts = self.collecting.remove(&(generation, step))?;
+        self.delivered.insert((generation, step));
+        if redone {
+            return Some(Decision::Overtaken(generation, step));
+        }
+        // A manifest of a step that this generation had still to do was refused when it began.
+        let refused = self
+            .generations
+            .get(&generation)
+            .is_some_and(|k| k.restored || k.first.is_some_and(|first| first <= step));
+        let replaces = self.committed.contains_key(&step);
+        if replaces && !refused {
+            return Some(Decision::Committed(step));
+        }
+        let head = parts.get(&Rank(0))?;
+        self.in_flight.insert(step, (generation, head.attempt.clone()));
+        Some(Decision::Commit(WholeCheckpoint {
+            generation,
             step,
             attempt: head.attempt.clone(),
             header_json: head.header_json.clone(),
             files: parts.values().flat_map(|p| p.files.iter().cloned()).collect(),
-            replaces: self.committed.contains(&step),
-        })
+            replaces,
+        }))
     }
 
     /// The manifest of `step` is there. Returns the steps to delete so that the newest `keep` stay.
@@ -71,9 +191,14 @@ impl Commits {
     /// have started from it otherwise), so it does not count among those kept; it is left for a
     /// person to look at until its step is reached and written again.
     pub fn committed(&mut self, step: Step, keep: usize) -> Vec<Step> {
-        self.in_flight.remove(&step);
-        self.committed.insert(step);
-        let old: Vec<Step> = self.committed.range(..=step).rev().skip(keep.max(1)).copied().collect();
+        if let Some((generation, attempt)) = self.in_flight.remove(&step) {
+            self.committed.insert(step, attempt);
+            self.landed = Some((generation, step));
+            // They would be swept away half made.
+            self.collecting.retain(|(g, s), _| *g > generation || *s > step);
+        }
+        let old: Vec<Step> =
+            self.committed.range(..=step).rev().skip(keep.max(1)).map(|(step, _)| *step).collect();
         for s in &old {
             self.committed.remove(s);
         }
@@ -85,10 +210,14 @@ impl Commits {
         self.in_flight.remove(&step);
     }
 
-    /// The generation is over: parts that did not make a whole set never will.
-    pub fn generation_over(&mut self) {
-        self.collecting.clear();
-        self.delivered.clear();
+    /// True if the manifest of `step` exists.
+    pub fn has(&self, step: Step) -> bool {
+        self.committed.contains_key(&step)
+    }
+
+    /// The newest step that has a manifest.
+    pub fn newest(&self) -> Option<Step> {
+        self.committed.last_key_value().map(|(step, _)| *step)
     }
 
     /// True while a manifest is being written.
@@ -96,8 +225,8 @@ impl Commits {
         !self.in_flight.is_empty()
     }
 
-    /// Steps for which only some ranks have reported.
-    pub fn incomplete(&self) -> impl Iterator<Item = Step> {
-        self.collecting.keys().map(|(step, _)| *step)
+    /// Steps of this generation for which only some ranks have reported.
+    pub fn incomplete(&self, generation: Generation) -> impl Iterator<Item = Step> {
+        self.collecting.keys().filter(move |(g, _)| *g == generation).map(|(_, step)| *step)
     }
 }

@@ -1,15 +1,36 @@
 //! The coordinator's decisions, as a pure state machine: `handle(now, event) -> actions`.
 //!
 //! It reads no clock, does no I/O and knows no wire format, so every failure is a unit test. It
-//! decides who takes part (generations and ranks), who is lost, when a checkpoint is whole, and
-//! when the job is over. A generation is made durable ([`Action::Record`]) before anyone hears of
-//! it. In this version a lost worker ends the generation and the next one starts from the newest
-//! checkpoint; going on without one needs only another way from `Running` to `Recording`.
+//! decides who takes part (generations and ranks), who is lost, when all leave together, when a checkpoint
+//! is whole, and when the job is over. A generation is made durable ([`Action::Record`]) before anyone hears
+//! of it. Its members keep their state when it ends; the next one agrees on the newest among themselves.
+//!
+//! ```text
+//! door.rs        who says Hello: newcomers, and those who come back to their seats
+//! forming.rs     when the next generation begins
+//! loss.rs        silence, standstill, failed steps: what ends a generation
+//! leave.rs       joins, leavers and the end of the job: leaving together at a step boundary
+//! generation.rs  the seats of the running generation
+//! membership.rs  everybody who is here
+//! seating.rs     which rank whom
+//! commit.rs      which checkpoints are whole
+//! incident.rs    what cost the job time
+//! straggler.rs   ranks slower than the others
+//! status.rs      where the job stands
+//! ```
 
 mod commit;
+mod door;
+mod forming;
 mod generation;
+mod incident;
+mod leave;
+mod loss;
 mod membership;
+mod reports;
 mod seating;
+mod status;
+mod straggler;
 mod types;
 
 #[cfg(test)]
@@ -17,72 +38,74 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
+pub use incident::{Incident, What};
+pub use loss::MOST_BARREN_GENERATIONS;
+pub use reports::*;
+pub use status::{MemberStatus, Status};
 pub use types::*;
 
-use commit::{Commits, Offer};
+use commit::{Commits, Decision, Offer};
+use forming::Waiting;
 use generation::Running;
-use membership::Members;
-use std::{collections::BTreeSet, time::Duration};
-
-/// After a generation ended the next waits this long, so that workers lost together (one host)
-/// cost one generation, not one each.
-const SETTLE: Duration = Duration::from_millis(500);
-/// A failed collective is usually a dead peer whose stream ends a moment later: wait for the name.
-const FAILURE_GRACE: Duration = Duration::from_secs(2);
-/// So many generations in a row without progress end the job.
-pub const MOST_BARREN_GENERATIONS: u32 = 5;
-/// A pause between ticks longer than this means that the coordinator itself stood still.
-const STALLED: Duration = Duration::from_secs(2);
+use incident::Incidents;
+use membership::{Member, Members, Roster};
+use straggler::Median;
 
 /// The state machine.
 #[derive(Clone, Debug)]
 pub struct Core {
     settings: Settings,
+    epoch: Epoch,
     members: Members,
     commits: Commits,
+    incidents: Incidents,
+    median: Median,
     /// The last generation that was recorded, or is being recorded.
     generation: Generation,
     state: State,
+    /// The job was told to stop, and is to leave with a checkpoint.
+    stopping: Option<Now>,
+    /// All have left together, with the checkpoint that was asked for.
+    drained: bool,
     /// The furthest step any generation has done.
     furthest: Step,
+    /// The last report of rank 0.
+    last_step: Option<StepReport>,
     /// Generations in a row that brought nothing.
     barren: u32,
     ticked_at: Now,
 }
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant)] // there is one
 enum State {
     /// No generation: waiting for workers.
     Waiting(Waiting),
     /// The generation is being made durable; nobody knows of it yet.
-    Recording {
-        roster: Vec<WorkerId>,
-    },
+    Recording(Roster),
     Running(Running),
     Ended {
         reason: String,
     },
 }
 
-#[derive(Clone, Debug)]
-struct Waiting {
-    /// Nobody is left of an earlier generation: wait for `workers` up to `gather`, as at the start.
-    fresh: bool,
-    /// When the first worker came.
-    first_at: Option<Now>,
-    not_before: Now,
-}
-
 impl Core {
-    /// `last` is the run's newest recorded generation, `committed` the steps that have a manifest.
-    pub fn new(settings: Settings, last: Generation, committed: BTreeSet<Step>) -> Self {
+    /// Begins with what the run's journal and checkpoints tell.
+    pub fn new(settings: Settings, found: Found) -> Self {
+        let Found { epoch, last, committed } = found;
         Self {
             settings,
-            members: Members::default(),
-            commits: Commits::new(committed),
-            generation: last,
-            state: State::Waiting(Waiting { fresh: true, first_at: None, not_before: Now::default() }),
+            epoch,
+            members: Members::new(&last),
+            commits: Commits::new(committed, &last),
+            incidents: Incidents::default(),
+            median: Median::default(),
+            generation: last.generation,
+            state: State::Waiting(Waiting::at_start(&last)),
+            stopping: None,
+            drained: true,
             furthest: Step(0),
+            last_step: None,
             barren: 0,
             ticked_at: Now::default(),
         }
@@ -97,42 +120,46 @@ impl Core {
             }
             return out;
         }
+        if let Some(worker) = event.sender() {
+            self.members.heard(now, worker);
+        }
         match event {
             Event::Hello { worker, hello } => self.hello(now, worker, hello, &mut out),
             Event::Beat { worker, beat } => self.beat(now, worker, beat, &mut out),
             Event::Step { worker, report } => self.step(now, worker, report, &mut out),
             Event::Eval { worker, report } => {
-                self.members.heard(now, worker);
                 if self.running_rank(worker, report.generation) == Some(Rank(0)) {
                     out.push(Action::Publish(Notice::Eval(report)));
                 }
             }
-            Event::Shard { worker, shard } => self.shard(now, worker, shard, &mut out),
+            Event::Shard { worker, shard } => self.shard(worker, shard, &mut out),
             Event::Log { worker, level, text } => {
-                self.members.heard(now, worker);
                 if let Some(m) = self.members.get(worker) {
                     log(&mut out, level, format!("{}: {text}", m.name));
                 }
             }
             Event::StepFailed { worker, generation, step, error, fatal } => {
-                self.members.heard(now, worker);
-                if let State::Running(r) = &mut self.state
-                    && r.generation == generation
-                {
-                    r.failed(now, worker, step, error);
-                    if let Some(reason) = r.failure_of(worker).filter(|_| fatal) {
-                        self.end(false, reason, &mut out);
-                    }
-                }
+                self.failed(now, worker, generation, (step, error), fatal, &mut out);
             }
             Event::Finished { worker, generation, step } => {
-                self.members.heard(now, worker);
-                if let State::Running(r) = &mut self.state
-                    && r.generation == generation
-                {
+                if let Some(r) = self.running(generation) {
                     r.finished(worker, step);
+                    self.members.rests(now, worker);
                 }
             }
+            Event::Leaving { worker, reason } => self.wants_to_go(now, worker, reason, &mut out),
+            Event::Left { worker, generation, step } => {
+                if let Some(r) = self.running(generation) {
+                    r.left(now, worker, Some(step));
+                    self.members.rests(now, worker);
+                }
+            }
+            Event::Release { name, reason } => {
+                if let Some(id) = self.members.named(&name).map(|m| m.id) {
+                    self.wants_to_go(now, id, reason, &mut out);
+                }
+            }
+            Event::Exited(report) => self.exited(now, report, &mut out),
             Event::Disconnected { worker, why } => self.lose(now, vec![(worker, why)], &mut out),
             Event::Recorded { generation } => self.recorded(now, generation, &mut out),
             Event::Committed { step, bytes, manifest } => {
@@ -143,85 +170,44 @@ impl Core {
             }
             Event::CommitFailed { step, error } => {
                 self.commits.failed(step);
-                self.end(false, format!("failed to commit the checkpoint of step {step}: {error}"), &mut out);
+                let reason = format!("failed to commit the checkpoint of step {step}: {error}");
+                self.end(now, false, reason, &mut out);
             }
-            Event::Fatal { error } => self.end(false, error, &mut out),
-            Event::Terminate => self.end(false, "the coordinator was told to stop".into(), &mut out),
+            Event::Superseded { why } => {
+                self.state = State::Ended { reason: why.clone() };
+                out.push(Action::Resign { why });
+            }
+            Event::Fatal { error } => self.end(now, false, error, &mut out),
+            Event::Terminate => self.terminate(now, &mut out),
+            Event::CheckpointNow => self.checkpoint_now(&mut out),
             Event::Tick => self.tick(now, &mut out),
         }
         self.advance(now, &mut out);
         out
     }
 
-    /// True once [`Action::Exit`] was returned.
+    /// True once [`Action::Exit`] or [`Action::Resign`] was returned.
     pub fn ended(&self) -> bool {
         matches!(self.state, State::Ended { .. })
     }
 
-    fn hello(&mut self, now: Now, worker: WorkerId, hello: Hello, out: &mut Vec<Action>) {
-        if self.members.get(worker).is_some() {
-            return;
-        }
-        if let Some(why) = self.objection(&hello) {
-            log(out, Level::Warn, format!("refused {}: {why}", hello.name));
-            return out.push(Action::Reject { to: worker, why });
-        }
-        // The same worker again: its old session is dead, whether or not its stream knows.
-        if let Some(old) = self.members.named(&hello.name).map(|m| m.id) {
-            out.push(Action::Close { to: old });
-            self.lose(now, vec![(old, "it came back with a new session".into())], out);
-            if let State::Ended { reason } = &self.state {
-                let why = format!("the job has ended: {reason}");
-                return out.push(Action::Reject { to: worker, why });
-            }
-        }
-        self.members.admit(now, worker, &hello);
-        out.push(Action::Send { to: worker, directive: Directive::Welcome { name: hello.name.clone() } });
-        let waits = match &self.state {
-            State::Waiting(_) => String::new(),
-            _ => format!("; it waits for the generation after {}", self.generation),
-        };
-        log(out, Level::Info, format!("{} ({}) is here{waits}", hello.name, hello.device));
-    }
-
-    /// Why this worker may not take part.
-    fn objection(&self, hello: &Hello) -> Option<String> {
-        let s = &self.settings;
-        if hello.protocol_version != s.protocol_version {
-            return Some(format!(
-                "worker {} speaks protocol version {}, the coordinator {}; install the same release on both",
-                hello.name, hello.protocol_version, s.protocol_version
-            ));
-        }
-        if hello.config_digest != s.config_digest {
-            return Some(format!(
-                "worker {} has the configuration with digest {}, the coordinator the one with digest {}; \
-                 start the worker again so that it takes the coordinator's",
-                hello.name, hello.config_digest, s.config_digest
-            ));
-        }
-        if hello.dataset_digest != s.dataset_digest {
-            return Some(format!(
-                "worker {} reads the dataset with digest {}, the coordinator the one with digest {}; \
-                 make data.url mean the same dataset.json on every machine and start again",
-                hello.name, hello.dataset_digest, s.dataset_digest
-            ));
-        }
-        None
+    /// True if a worker of this name is here.
+    pub fn knows(&self, name: &str) -> bool {
+        self.members.named(name).is_some()
     }
 
     fn beat(&mut self, now: Now, worker: WorkerId, beat: Beat, out: &mut Vec<Action>) {
-        self.members.heard(now, worker);
         self.members.beat(now, worker, beat.clone());
-        if let (State::Running(r), Some(m)) = (&self.state, self.members.get(worker))
-            && let Some(rank) = r.rank_of(worker)
-        {
-            out.push(Action::Publish(Notice::Beat { worker: m.name.clone(), rank, beat }));
+        let (State::Running(r), Some(m)) = (&self.state, self.members.get(worker)) else { return };
+        let Some(rank) = r.rank_of(worker) else { return };
+        let generation = r.generation;
+        out.push(Action::Publish(Notice::Beat { worker: m.name.clone(), rank, beat: beat.clone() }));
+        if beat.generation == generation {
+            self.compare(now, worker, rank, out);
         }
     }
 
     fn step(&mut self, now: Now, worker: WorkerId, report: StepReport, out: &mut Vec<Action>) {
-        self.members.heard(now, worker);
         if self.running_rank(worker, report.generation) != Some(Rank(0)) {
             return;
         }
@@ -232,215 +218,73 @@ impl Core {
             self.furthest = report.step;
             self.barren = 0;
         }
+        self.commits.step(report.generation, report.step);
+        self.incidents.step(now);
+        self.last_step = Some(report.clone());
         out.push(Action::Publish(Notice::Step(report)));
     }
 
-    fn shard(&mut self, now: Now, worker: WorkerId, shard: Shard, out: &mut Vec<Action>) {
-        self.members.heard(now, worker);
-        // A part of an earlier generation comes too late: the next one may stand before its step.
-        let Some(rank) = self.running_rank(worker, shard.generation) else { return };
-        let State::Running(r) = &self.state else { return };
-        if rank != shard.rank {
-            let text = format!("rank {rank} reported a checkpoint part of rank {}", shard.rank);
-            return log(out, Level::Error, text);
-        }
-        match self.commits.offer(shard, r.world()) {
+    fn shard(&mut self, worker: WorkerId, shard: Shard, out: &mut Vec<Action>) {
+        let Some(member) = self.members.get(worker) else { return };
+        match self.commits.offer(&member.name, shard) {
             Offer::Noted => {}
-            Offer::Whole(whole) => out.push(Action::Commit(whole)),
+            Offer::Committed(step) => {
+                out.push(Action::Send { to: worker, directive: Directive::Committed { step } });
+            }
             Offer::Refused(why) => log(out, Level::Error, why),
         }
     }
 
-    fn recorded(&mut self, now: Now, generation: Generation, out: &mut Vec<Action>) {
-        let State::Recording { roster } = &self.state else { return };
-        if generation != self.generation {
-            return;
-        }
-        let roster = roster.clone();
-        if roster.iter().any(|id| self.members.get(*id).is_none()) {
-            log(out, Level::Warn, format!("generation {generation} was over before it began: a worker left"));
-            return self.wait(now);
-        }
-        self.members.seat(now, &roster);
-        let names: Vec<String> =
-            roster.iter().filter_map(|id| self.members.get(*id)).map(|m| m.name.clone()).collect();
-        out.push(Action::Publish(Notice::Generation { generation, members: names.clone() }));
-        for (rank, &to) in roster.iter().enumerate() {
-            let rank = Rank(rank as u32);
-            let directive = Directive::Assigned { generation, rank, members: names.clone() };
-            out.push(Action::Send { to, directive });
-        }
-        self.state = State::Running(Running::new(generation, roster.into_iter().zip(names)));
-    }
-
-    fn tick(&mut self, now: Now, out: &mut Vec<Action>) {
-        let gap = now.since(self.ticked_at);
-        self.ticked_at = now;
-        if gap > STALLED {
-            self.members.forgive(gap);
-        }
-        let mut lost = self.members.silent(now, &self.settings);
-        if let State::Running(r) = &self.state {
-            let s = &self.settings;
-            for id in r.unfinished().filter(|id| self.members.stands_still(now, *id, s.stuck_after)) {
-                if !lost.iter().any(|(l, _)| *l == id) {
-                    let seconds = s.stuck_after.as_secs_f64();
-                    lost.push((id, format!("no progress for {seconds:.1} s (cluster.stuck_after)")));
-                }
-            }
-        }
-        self.give_up(now, lost, out);
-    }
-
-    /// Lets workers go whose stream is still open.
-    fn give_up(&mut self, now: Now, lost: Vec<(WorkerId, String)>, out: &mut Vec<Action>) {
-        for (to, why) in &lost {
-            let reason = format!("the coordinator gave this worker up: {why}");
-            out.push(Action::Send { to: *to, directive: Directive::Shutdown { ok: false, reason } });
-            out.push(Action::Close { to: *to });
-        }
-        self.lose(now, lost, out);
-    }
-
-    /// Removes workers; if the running generation needed one of them it is over.
-    fn lose(&mut self, now: Now, lost: Vec<(WorkerId, String)>, out: &mut Vec<Action>) {
-        let mut reasons = Vec::new();
-        for (id, why) in lost {
-            let Some(member) = self.members.remove(id) else { continue };
-            let needed = match &self.state {
-                State::Running(r) => r.rank_of(id).filter(|_| r.needs(id)).map(|rank| (rank, r.step)),
-                _ => None,
-            };
-            let Some((rank, step)) = needed else {
-                log(out, Level::Info, format!("{} has left: {why}", member.name));
-                continue;
-            };
-            let step = step.unwrap_or_default().max(member.beat.step);
-            let phase = if member.beat.phase.is_empty() { "joining" } else { &member.beat.phase };
-            let reason =
-                format!("lost worker {} (rank {rank}) at step {step} while {phase}: {why}", member.name);
-            out.push(Action::Publish(Notice::Lost {
-                worker: member.name,
-                rank,
-                step,
-                reason: reason.clone(),
-            }));
-            reasons.push(reason);
-        }
-        if !reasons.is_empty() {
-            let barren = matches!(&self.state, State::Running(r) if r.step.is_none());
-            self.end_generation(now, reasons.join("; "), barren, out);
-        }
+    /// A supervisor's word on one of its trainers.
+    fn exited(&mut self, now: Now, report: ExitReport, out: &mut Vec<Action>) {
+        let again = if report.restarts { "; it is started again" } else { "" };
+        let (worker, cause) = (&report.worker, &report.cause);
+        log(out, Level::Warn, format!("the trainer {worker} has ended: {cause}{again}"));
+        self.incidents.exited(now, report);
     }
 
     /// Everything that follows from the state rather than from the event.
     fn advance(&mut self, now: Now, out: &mut Vec<Action>) {
-        if let State::Running(r) = &self.state
-            && let Some((since, reason)) = r.failure()
-            && now.since(since) >= FAILURE_GRACE
-        {
-            // Peers whose collective timed out were waiting for whoever has not moved since.
-            let limit = self.settings.collective_timeout / 2;
-            let stuck: Vec<_> = r
-                .silent_in_failure()
-                .filter(|id| self.members.stands_still(now, *id, limit))
-                .map(|id| {
-                    let seconds = limit.as_secs_f64();
-                    (id, format!("its peers' collective failed and it made no progress for {seconds:.1} s"))
-                })
-                .collect();
-            if stuck.is_empty() {
-                // A loss is announced by itself; this has no other notice.
-                log(out, Level::Warn, format!("generation {} is over: {reason}", r.generation));
-                self.end_generation(now, reason, true, out);
-            } else {
-                self.give_up(now, stuck, out);
-            }
-        }
+        self.look_at_failures(now, out);
+        self.look_at_leavers(now, out);
+        self.settle_commits(out);
         if let State::Running(r) = &self.state
             && r.all_finished()
             && !self.commits.busy()
         {
-            let steps: Vec<String> = self.commits.incomplete().map(|s| s.to_string()).collect();
+            let steps: Vec<String> = self.commits.incomplete(r.generation).map(|s| s.to_string()).collect();
             if !steps.is_empty() {
                 let text = format!("the checkpoint of step {} was never whole", steps.join(", "));
                 log(out, Level::Warn, text);
             }
             let (n, step) = (r.world(), r.step.unwrap_or_default());
             let s = if n == 1 { "" } else { "s" };
-            self.end(true, format!("{n} worker{s} finished at step {step}"), out);
+            self.end(now, true, format!("{n} worker{s} finished at step {step}"), out);
         }
         self.try_start(now, out);
+        let settled = self.incidents.settled(now);
+        out.extend(settled.into_iter().map(|i| Action::Publish(Notice::Incident(i))));
     }
 
-    /// Starts a generation if enough workers are here.
-    fn try_start(&mut self, now: Now, out: &mut Vec<Action>) {
-        let State::Waiting(w) = &mut self.state else { return };
-        let (here, s) = (self.members.len(), &self.settings);
-        // The last survivor may leave while the job waits.
-        w.fresh |= !self.members.iter().any(|m| m.rank.is_some());
-        if here == 0 {
-            w.first_at = None;
-            return;
-        }
-        let first = *w.first_at.get_or_insert(now);
-        let enough = here >= s.min_workers as usize;
-        let ready = if w.fresh {
-            here >= s.workers.min(s.max_workers) as usize || now.since(first) >= s.gather
-        } else {
-            true
-        };
-        // A manifest in flight decides where the generation starts: let it land first.
-        if !enough || !ready || now < w.not_before || self.commits.busy() {
-            return;
-        }
-        let roster = self.members.roster(s.max_workers);
-        if here > roster.len() {
-            let text = format!("{} workers stand by: data.lanes = {}", here - roster.len(), s.max_workers);
-            log(out, Level::Warn, text);
-        }
-        self.generation = self.generation.next();
-        let members = roster.iter().filter_map(|id| self.members.get(*id)).map(|m| m.name.clone()).collect();
-        out.push(Action::Record { generation: self.generation, members });
-        self.state = State::Recording { roster };
-    }
-
-    fn end_generation(&mut self, now: Now, reason: String, barren: bool, out: &mut Vec<Action>) {
-        let State::Running(r) = &self.state else { return };
-        let generation = r.generation;
-        for to in r.workers().filter(|id| self.members.get(*id).is_some()) {
-            let directive = Directive::Stop { generation, reason: reason.clone() };
-            out.push(Action::Send { to, directive });
-        }
-        out.push(Action::DropKeys { generation, reason: reason.clone() });
-        self.commits.generation_over();
-        self.members.dismiss(now);
-        if barren {
-            self.barren += 1;
-        }
-        if self.barren >= MOST_BARREN_GENERATIONS {
-            let n = self.barren;
-            let step = self.furthest;
-            return self.end(
-                false,
-                format!("{n} generations in a row came no further than step {step}; the last one: {reason}"),
-                out,
-            );
-        }
-        self.wait(now);
-        let (here, least) = (self.members.len(), self.settings.min_workers);
-        if here < least as usize {
-            let text = format!("waiting for workers: {here} here, cluster.min_workers = {least}");
-            log(out, Level::Warn, text);
+    fn settle_commits(&mut self, out: &mut Vec<Action>) {
+        for decision in self.commits.decide() {
+            match decision {
+                Decision::Commit(whole) => out.push(Action::Commit(whole)),
+                Decision::Committed(step) => self.to_all(Directive::Committed { step }, out),
+                Decision::Overtaken(generation, step) => log(
+                    out,
+                    Level::Info,
+                    format!(
+                        "the checkpoint of step {step} of generation {generation} is left out: the step was done again"
+                    ),
+                ),
+            }
         }
     }
 
-    fn wait(&mut self, now: Now) {
-        self.state =
-            State::Waiting(Waiting { fresh: false, first_at: None, not_before: Now(now.0 + SETTLE) });
-    }
-
-    fn end(&mut self, ok: bool, reason: String, out: &mut Vec<Action>) {
+    fn end(&mut self, now: Now, ok: bool, reason: String, out: &mut Vec<Action>) {
+        let incidents = self.incidents.close(now);
+        out.extend(incidents.into_iter().map(|i| Action::Publish(Notice::Incident(i))));
         self.to_all(Directive::Shutdown { ok, reason: reason.clone() }, out);
         out.extend(self.members.iter().map(|m| Action::Close { to: m.id }));
         if let State::Running(r) = &self.state {
@@ -456,6 +300,14 @@ impl Core {
 
     fn to_all(&self, directive: Directive, out: &mut Vec<Action>) {
         out.extend(self.members.iter().map(|m| Action::Send { to: m.id, directive: directive.clone() }));
+    }
+
+    /// The running generation, if it is this one.
+    fn running(&mut self, generation: Generation) -> Option<&mut Running> {
+        match &mut self.state {
+            State::Running(r) if r.generation == generation => Some(r),
+            _ => None,
+        }
     }
 
     /// The worker's rank, if it belongs to the running generation and means that one.

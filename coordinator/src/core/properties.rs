@@ -5,13 +5,20 @@ use super::{
     *,
 };
 use proptest::prelude::*;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    time::Duration,
+};
 
 /// What the world does; the journal and the store answer when their turn comes.
 #[derive(Clone, Debug)]
 enum Move {
     Join(u64),
-    Leave(u64),
+    Disconnect(u64),
+    /// Its stream breaks and it is back before the coordinator notices.
+    Reconnect(u64),
+    Leaving(u64),
+    Left(u64),
     Beat(u64, u64),
     Step(u64),
     Shard(u64, u64),
@@ -19,6 +26,7 @@ enum Move {
     Finish(u64),
     Answer,
     CommitFails,
+    Terminate,
     Pass(u64),
 }
 
@@ -26,7 +34,10 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     let w = 0..5u64;
     let one = prop_oneof![
         6 => w.clone().prop_map(Move::Join),
-        2 => w.clone().prop_map(Move::Leave),
+        2 => w.clone().prop_map(Move::Disconnect),
+        2 => w.clone().prop_map(Move::Reconnect),
+        1 => w.clone().prop_map(Move::Leaving),
+        4 => w.clone().prop_map(Move::Left),
         3 => (w.clone(), 0..9u64).prop_map(|(w, p)| Move::Beat(w, p)),
         4 => w.clone().prop_map(Move::Step),
         8 => (w.clone(), 1..4u64).prop_map(|(w, s)| Move::Shard(w, 10 * s)),
@@ -34,6 +45,7 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         1 => w.prop_map(Move::Finish),
         8 => Just(Move::Answer),
         1 => Just(Move::CommitFails),
+        1 => prop_oneof![9 => Just(Move::Answer), 1 => Just(Move::Terminate)],
         4 => (1..15u64).prop_map(|n| Move::Pass(100 * n)),
     ];
     prop::collection::vec(one, 0..200)
@@ -67,7 +79,7 @@ impl World {
             let refusal = matches!(action, Action::Reject { .. });
             assert!(self.exits == 0 || refusal, "nothing follows the end but refusals: {action:?}");
             match action {
-                Action::Record { generation, members } => {
+                Action::Record(Membership { generation, names: members, .. }) => {
                     self.recorded += 1;
                     assert_eq!(generation.0, self.recorded, "numbers have no gaps");
                     let (least, most) = (self.settings.min_workers, self.settings.max_workers);
@@ -81,6 +93,9 @@ impl World {
                     let all = ranks.entry(generation).or_insert((vec![], members.len()));
                     all.0.push(rank);
                     self.seats.insert(to, (generation, rank, members.len()));
+                }
+                Action::Send { to, directive: Directive::Leave { generation, .. } } => {
+                    assert_eq!(self.seats.get(&to).map(|s| s.0), Some(generation));
                 }
                 Action::Send { to, directive: Directive::Stop { generation, .. } } => {
                     assert_eq!(self.seats.remove(&to).map(|s| s.0), Some(generation));
@@ -129,7 +144,30 @@ impl World {
                 self.sessions.insert(n, id);
                 self.give(Event::Hello { worker: id, hello: hello(n) });
             }
-            Move::Leave(n) => {
+            Move::Reconnect(n) => {
+                if let Some((worker, generation, rank, world)) = seat(self, n) {
+                    let id = WorkerId(self.next_session);
+                    self.next_session += 1;
+                    self.sessions.insert(n, id);
+                    self.seats.remove(&worker);
+                    self.seats.insert(id, (generation, rank, world));
+                    let hello = Hello { generation, rank, ..hello(n) };
+                    self.give(Event::Hello { worker: id, hello });
+                }
+            }
+            Move::Leaving(n) => {
+                if let Some(&worker) = self.sessions.get(&n) {
+                    self.give(Event::Leaving { worker, reason: "SIGTERM".into() });
+                }
+            }
+            Move::Left(n) => {
+                if let Some((worker, generation, ..)) = seat(self, n) {
+                    self.seats.remove(&worker);
+                    self.give(Event::Left { worker, generation, step: Step(self.step) });
+                }
+            }
+            Move::Terminate => self.give(Event::Terminate),
+            Move::Disconnect(n) => {
                 if let Some(worker) = self.sessions.remove(&n) {
                     self.seats.remove(&worker);
                     self.give(Event::Disconnected { worker, why: "left".into() });
@@ -169,6 +207,7 @@ impl World {
             }
             Move::Finish(n) => {
                 if let Some((worker, generation, ..)) = seat(self, n) {
+                    self.seats.remove(&worker);
                     self.give(Event::Finished { worker, generation, step: Step(self.step) });
                 }
             }
@@ -198,7 +237,7 @@ proptest! {
     fn every_history_keeps_the_promises(moves in moves(), min_workers in 1..3u32, keep in 1..3usize) {
         let settings = Settings { min_workers, keep, max_workers: 3, ..settings() };
         let mut world = World {
-            core: Core::new(settings.clone(), Generation(0), BTreeSet::new()),
+            core: Core::new(settings.clone(), Found::default()),
             settings,
             now: Now::default(),
             sessions: BTreeMap::new(),

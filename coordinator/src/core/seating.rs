@@ -6,6 +6,16 @@
 pub struct Chairs(Vec<String>);
 
 impl Chairs {
+    /// As the journal kept them.
+    pub fn of(nodes: Vec<String>) -> Self {
+        Self(nodes)
+    }
+
+    /// The node of each chair.
+    pub fn into_nodes(self) -> Vec<String> {
+        self.0
+    }
+
     /// Seats workers, given by their nodes: the places in `nodes` in the order of ranks, and the chairs
     /// afterwards. A worker takes a vacant chair of its node, or a new one beside its node's, or else the
     /// first that any node left vacant.
@@ -36,11 +46,14 @@ impl Chairs {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{hello, settings};
-    use super::super::{Action, Core, Directive, Event, Generation, Hello, Now, Settings, WorkerId};
+    use super::super::{Action, Core, Directive, Event, Found, Hello, Now, Settings, WorkerId};
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeSet;
     use std::time::Duration;
+
+    /// Nobody is let in while a generation runs.
+    const LONG: Duration = Duration::from_secs(3600);
 
     fn seated<'a>(chairs: &mut Chairs, nodes: &[&'a str]) -> Vec<&'a str> {
         let (order, after) = chairs.seat(nodes);
@@ -88,8 +101,9 @@ mod tests {
     /// Eight hosts; three leave, two of them come back as new processes: the last generation's members.
     #[test]
     fn a_host_that_rejoins_the_job_gets_its_ranks_again() {
-        let settings = Settings { workers: 4, min_workers: 1, max_workers: 8, ..settings() };
-        let mut core = Core::new(settings, Generation(0), BTreeSet::new());
+        let settings =
+            Settings { workers: 4, min_workers: 1, max_workers: 8, join_window: LONG, ..settings() };
+        let mut core = Core::new(settings, Found::default());
         let mut now = Now::default();
         let mut give = |core: &mut Core, event: Event| {
             let mut members = None;
@@ -97,9 +111,9 @@ mod tests {
             while let Some(event) = events.pop() {
                 for action in core.handle(now, event) {
                     match action {
-                        Action::Record { generation, .. } => events.push(Event::Recorded { generation }),
+                        Action::Record(m) => events.push(Event::Recorded { generation: m.generation }),
                         Action::Send { directive: Directive::Assigned { members: m, .. }, .. } => {
-                            members = Some(m)
+                            members = Some(m.to_vec())
                         }
                         _ => {}
                     }

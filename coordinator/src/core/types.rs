@@ -2,8 +2,9 @@
 //!
 //! Nothing here knows the wire: `crate::wire` converts at the edge.
 
-use serde::Serialize;
-use std::{fmt, time::Duration};
+use super::{incident::Incident, reports::*};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
 /// Time since the coordinator started, by a monotonic clock the core never reads itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +20,7 @@ impl Now {
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
         pub struct $name(pub $inner);
 
@@ -43,6 +44,10 @@ id!(
     Step(u64)
 );
 id!(
+    /// One coordinator's time in office: the number of the journal entry by which it claimed the run.
+    Epoch(u64)
+);
+id!(
     /// One session of one worker: a worker that comes back gets another.
     WorkerId(u64)
 );
@@ -52,92 +57,6 @@ impl Generation {
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }
-}
-
-/// How a worker introduces itself.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Hello {
-    pub protocol_version: u32,
-    /// Unique name: host-pid-device.
-    pub name: String,
-    /// The host; empty where the worker does not say.
-    pub node: String,
-    pub device: String,
-    pub config_digest: String,
-    pub dataset_digest: String,
-}
-
-/// A sign of life.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct Beat {
-    pub generation: Generation,
-    pub epoch: u64,
-    pub step: Step,
-    pub phase: String,
-    /// Grows whenever the trainer moves.
-    pub progress: u64,
-}
-
-/// One optimizer step, told by rank 0. Fields as in the contract.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct StepReport {
-    pub generation: Generation,
-    pub epoch: u64,
-    pub step: Step,
-    pub steps_per_epoch: u64,
-    pub total_steps: u64,
-    pub loss: f64,
-    pub accuracy: f64,
-    pub lr: f64,
-    pub clips: u64,
-    pub step_seconds: f64,
-    pub data_wait_seconds: f64,
-    pub exchange_wait_seconds: f64,
-    pub peak_memory_bytes: u64,
-    pub grad_norm: f64,
-    pub skipped: bool,
-    pub step_in_epoch: u64,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub missing: Vec<String>,
-}
-
-/// One evaluation, told by rank 0. Fields as in the contract.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct EvalReport {
-    pub generation: Generation,
-    pub epoch: u64,
-    pub step: Step,
-    pub loss: f64,
-    pub top1: f64,
-    pub top5: f64,
-    pub clips: u64,
-    pub seconds: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mean_average_precision: Option<f64>,
-    pub missing: u64,
-}
-
-/// One file of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct CheckpointFile {
-    /// Relative to the step's folder.
-    pub key: String,
-    pub bytes: u64,
-    pub sha256: String,
-}
-
-/// What one rank has uploaded of a checkpoint.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Shard {
-    pub generation: Generation,
-    pub step: Step,
-    pub rank: Rank,
-    pub world_size: u32,
-    /// Folder below the step's, the same on every rank.
-    pub attempt: String,
-    pub files: Vec<CheckpointFile>,
-    /// From rank 0: the head of the manifest.
-    pub header_json: String,
 }
 
 /// How much a line matters.
@@ -193,6 +112,24 @@ pub enum Event {
         generation: Generation,
         step: Step,
     },
+    /// The worker asks to be let go at the next step boundary.
+    Leaving {
+        worker: WorkerId,
+        reason: String,
+    },
+    /// The worker has left the generation at a step boundary.
+    Left {
+        worker: WorkerId,
+        generation: Generation,
+        step: Step,
+    },
+    /// A person asks that the worker of this name be let go.
+    Release {
+        name: String,
+        reason: String,
+    },
+    /// A supervisor tells how a trainer ended.
+    Exited(ExitReport),
     /// The session's stream ended.
     Disconnected {
         worker: WorkerId,
@@ -213,12 +150,18 @@ pub enum Event {
         step: Step,
         error: String,
     },
-    /// The coordinator cannot go on: superseded, or its run location is gone.
+    /// Another coordinator leads the run: this one decides nothing more.
+    Superseded {
+        why: String,
+    },
+    /// The coordinator cannot go on: its run location is gone.
     Fatal {
         error: String,
     },
-    /// A person or the system asked the coordinator to stop.
+    /// A person or the system asked the job to stop; the second time: at once.
     Terminate,
+    /// A person asked for a checkpoint at the next step boundary.
+    CheckpointNow,
     /// Time passed.
     Tick,
 }
@@ -227,8 +170,10 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Directive {
     Welcome { name: String },
-    Assigned { generation: Generation, rank: Rank, members: Vec<String> },
+    Assigned { generation: Generation, rank: Rank, members: Arc<[String]> },
     Stop { generation: Generation, reason: String },
+    Leave { generation: Generation, reason: String, checkpoint: bool },
+    CheckpointNow,
     Committed { step: Step },
     Shutdown { ok: bool, reason: String },
 }
@@ -245,6 +190,29 @@ pub enum Notice {
     Log { level: Level, text: String },
     Ended { ok: bool, reason: String },
     Beat { worker: String, rank: Rank, beat: Beat },
+    Incident(Incident),
+}
+
+/// Who is in a generation, as the journal keeps it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    pub generation: Generation,
+    /// By rank.
+    pub names: Arc<[String]>,
+    /// Their hosts, by rank.
+    pub nodes: Vec<String>,
+    /// The host of each chair, vacant ones included (see `seating`).
+    pub chairs: Vec<String>,
+}
+
+/// What a coordinator finds when it takes a run.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    pub epoch: Epoch,
+    /// The newest recorded generation; the default: there is none.
+    pub last: Membership,
+    /// The steps that have a manifest, with the attempt that it names.
+    pub committed: BTreeMap<Step, String>,
 }
 
 /// A checkpoint of which every rank's part is there.
@@ -264,10 +232,7 @@ pub struct WholeCheckpoint {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
     /// Make the generation durable, then answer with [`Event::Recorded`].
-    Record {
-        generation: Generation,
-        members: Vec<String>,
-    },
+    Record(Membership),
     Send {
         to: WorkerId,
         directive: Directive,
@@ -283,8 +248,8 @@ pub enum Action {
     },
     /// Write the manifest, then answer with [`Event::Committed`] or [`Event::CommitFailed`].
     Commit(WholeCheckpoint),
-    /// Delete these steps' folders, manifest first; then everything below `checkpoints/` that is
-    /// older than `newest` and belongs to no manifest.
+    /// Delete these steps' folders, manifest first; then everything below `checkpoints/` of steps before
+    /// `newest` that belongs to no manifest.
     Prune {
         delete: Vec<Step>,
         newest: Step,
@@ -295,10 +260,16 @@ pub enum Action {
         reason: String,
     },
     Publish(Notice),
+    /// Look into the journal whether this coordinator still leads; if not, answer with [`Event::Superseded`].
+    Verify,
     /// The job is over: the process ends.
     Exit {
         ok: bool,
         reason: String,
+    },
+    /// Another coordinator leads: close the sessions without a word, and end.
+    Resign {
+        why: String,
     },
 }
 
@@ -311,12 +282,19 @@ pub struct Settings {
     /// Workers to wait for at the start, for at most `gather` after the first came.
     pub workers: u32,
     pub min_workers: u32,
-    /// The plan's lanes: more workers than this have nothing to do.
+    /// More workers than this stand by.
     pub max_workers: u32,
     pub gather: Duration,
-    pub lost_after: Duration,
-    pub stuck_after: Duration,
+    pub beat_timeout: Duration,
+    pub step_timeout: Duration,
     pub collective_timeout: Duration,
+    /// A newcomer waits this long for others before room is made for it.
+    pub join_window: Duration,
+    /// A job that is told to stop has this long for its checkpoint.
+    pub stop_grace: Duration,
+    /// A rank whose own time is this many times the median's is a straggler.
+    pub straggler_factor: Option<f64>,
+    pub replace_stragglers: bool,
     /// Newest checkpoints kept; at least one.
     pub keep: usize,
 }

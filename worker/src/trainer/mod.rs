@@ -134,6 +134,7 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
         device: options.device.to_string(),
         config_digest: options.config.as_ref().unwrap_or(&config).digest(),
         dataset_digest: dataset.digest.clone(),
+        ..Default::default()
     };
     let session = Session::open(runtime.handle(), channel.clone(), &address, hello)?;
     let host = session::local_address(&address)?;

@@ -1,176 +1,7 @@
-//! Every path of the core, in virtual time.
+//! Who is here, who is lost, and what the others do then.
 
 use super::*;
-
-const MS: Duration = Duration::from_millis(1);
-
-pub fn settings() -> Settings {
-    Settings {
-        protocol_version: 1,
-        config_digest: "c".into(),
-        dataset_digest: "d".into(),
-        workers: 2,
-        min_workers: 1,
-        max_workers: 4,
-        gather: Duration::from_secs(30),
-        lost_after: Duration::from_secs(10),
-        stuck_after: Duration::from_secs(60),
-        collective_timeout: Duration::from_secs(20),
-        keep: 2,
-    }
-}
-
-pub fn hello(n: u64) -> Hello {
-    Hello {
-        protocol_version: 1,
-        name: format!("w{n}"),
-        node: String::new(),
-        device: "cpu:0".into(),
-        config_digest: "c".into(),
-        dataset_digest: "d".into(),
-    }
-}
-
-/// A core with a clock that plays journal and store: records and commits succeed at once.
-struct Job {
-    core: Core,
-    now: Now,
-    /// Everything since the last look.
-    seen: Vec<Action>,
-    commits: Vec<WholeCheckpoint>,
-    commits_land: bool,
-}
-
-impl Job {
-    fn new(settings: Settings) -> Self {
-        let core = Core::new(settings, Generation(0), BTreeSet::new());
-        Self { core, now: Now::default(), seen: vec![], commits: vec![], commits_land: true }
-    }
-
-    /// Workers 1..=n have joined and a generation runs.
-    fn running(settings: Settings, n: u64) -> Self {
-        let mut job = Self::new(settings);
-        (1..=n).for_each(|w| job.join(w));
-        job
-    }
-
-    fn event(&mut self, event: Event) {
-        for action in self.core.handle(self.now, event) {
-            let answer = match &action {
-                Action::Record { generation, .. } => Some(Event::Recorded { generation: *generation }),
-                Action::Commit(whole) => {
-                    self.commits.push(whole.clone());
-                    self.commits_land.then(|| committed(whole.step.0))
-                }
-                _ => None,
-            };
-            self.seen.push(action);
-            if let Some(answer) = answer {
-                self.event(answer);
-            }
-        }
-    }
-
-    fn join(&mut self, n: u64) {
-        self.event(Event::Hello { worker: WorkerId(n), hello: hello(n) });
-    }
-
-    fn leave(&mut self, n: u64) {
-        self.event(Event::Disconnected { worker: WorkerId(n), why: "its connection broke".into() });
-    }
-
-    fn step(&mut self, n: u64, generation: u64, step: u64) {
-        let report =
-            StepReport { generation: Generation(generation), step: Step(step), ..Default::default() };
-        self.event(Event::Step { worker: WorkerId(n), report });
-    }
-
-    fn beat(&mut self, n: u64, generation: u64, progress: u64) {
-        let phase = "training".into();
-        let beat =
-            Beat { generation: Generation(generation), phase, progress, step: Step(progress), epoch: 0 };
-        self.event(Event::Beat { worker: WorkerId(n), beat });
-    }
-
-    fn fail(&mut self, n: u64, generation: u64) {
-        self.event(Event::StepFailed {
-            worker: WorkerId(n),
-            generation: Generation(generation),
-            step: Step(7),
-            error: "timed out".into(),
-            fatal: false,
-        });
-    }
-
-    fn finish(&mut self, n: u64, generation: u64) {
-        let (worker, generation) = (WorkerId(n), Generation(generation));
-        self.event(Event::Finished { worker, generation, step: Step(20) });
-    }
-
-    fn shard(&mut self, n: u64, generation: u64, step: u64, rank: u32, world_size: u32) {
-        self.event(Event::Shard {
-            worker: WorkerId(n),
-            shard: Shard {
-                generation: Generation(generation),
-                step: Step(step),
-                rank: Rank(rank),
-                world_size,
-                attempt: format!("g{generation}"),
-                files: vec![CheckpointFile { key: format!("{rank}"), bytes: 1, sha256: String::new() }],
-                header_json: if rank == 0 { "{}".into() } else { String::new() },
-            },
-        });
-    }
-
-    /// Time passes; the workers in `beating` keep sending beats without progress.
-    fn pass(&mut self, time: Duration, beating: &[u64]) {
-        let until = Now(self.now.0 + time);
-        while self.now < until {
-            self.now.0 += 200 * MS;
-            for n in beating {
-                let beat = self.core.members.get(WorkerId(*n)).map(|m| m.beat.clone()).unwrap_or_default();
-                self.event(Event::Beat { worker: WorkerId(*n), beat });
-            }
-            self.event(Event::Tick);
-        }
-    }
-
-    fn look(&mut self) -> Vec<Action> {
-        std::mem::take(&mut self.seen)
-    }
-
-    /// (worker, generation, rank, members) of each assignment since the last look.
-    fn assigned(&mut self) -> Vec<(u64, u64, u32, String)> {
-        let found = self.seen.iter().filter_map(|a| match a {
-            Action::Send { to, directive: Directive::Assigned { generation, rank, members } } => {
-                Some((to.0, generation.0, rank.0, members.join(" ")))
-            }
-            _ => None,
-        });
-        let found = found.collect();
-        self.seen.clear();
-        found
-    }
-
-    fn stops(&self) -> Vec<(u64, String)> {
-        let stop = |a: &Action| match a {
-            Action::Send { to, directive: Directive::Stop { reason, .. } } => Some((to.0, reason.clone())),
-            _ => None,
-        };
-        self.seen.iter().filter_map(stop).collect()
-    }
-
-    fn exit(&self) -> Option<(bool, String)> {
-        self.seen.iter().find_map(|a| match a {
-            Action::Exit { ok, reason } => Some((*ok, reason.clone())),
-            _ => None,
-        })
-    }
-}
-
-fn committed(step: u64) -> Event {
-    Event::Committed { step: Step(step), bytes: 1, manifest: "m".into() }
-}
+use crate::core::{forming::SETTLE, loss::FAILURE_GRACE};
 
 #[test]
 fn starts_when_all_expected_workers_are_here() {
@@ -200,11 +31,12 @@ fn starts_with_fewer_when_gathering_takes_too_long() {
 
 #[test]
 fn the_generation_is_durable_before_anyone_hears_of_it() {
-    let mut core = Core::new(settings(), Generation(41), BTreeSet::new());
+    let last = Membership { generation: Generation(41), ..Default::default() };
+    let mut core = Core::new(settings(), Found { last, ..Default::default() });
     core.handle(Now::default(), Event::Hello { worker: WorkerId(1), hello: hello(1) });
     let actions = core.handle(Now::default(), Event::Hello { worker: WorkerId(2), hello: hello(2) });
-    let members = vec!["w1".into(), "w2".into()];
-    assert_eq!(actions.last(), Some(&Action::Record { generation: Generation(42), members }));
+    let Some(Action::Record(m)) = actions.last() else { panic!("{actions:?}") };
+    assert_eq!((m.generation, m.names.join(" ").as_str()), (Generation(42), "w1 w2"));
     assert!(!actions.iter().any(|a| matches!(a, Action::Send { directive: Directive::Assigned { .. }, .. })));
     // A member leaves while it is being written: nobody is assigned, the next one gets its number.
     core.handle(Now::default(), Event::Disconnected { worker: WorkerId(2), why: String::new() });
@@ -212,7 +44,7 @@ fn the_generation_is_durable_before_anyone_hears_of_it() {
     assert!(!actions.iter().any(|a| matches!(a, Action::Send { .. })), "{actions:?}");
     core.handle(Now::default(), Event::Hello { worker: WorkerId(3), hello: hello(3) });
     let actions = core.handle(Now(Duration::from_secs(1)), Event::Tick);
-    assert!(matches!(actions[0], Action::Record { generation: Generation(43), .. }), "{actions:?}");
+    assert!(matches!(&actions[0], Action::Record(m) if m.generation == Generation(43)), "{actions:?}");
 }
 
 #[test]
@@ -314,7 +146,7 @@ fn silence_and_standstill_are_losses() {
     let stops = job.stops();
     assert_eq!(stops.len(), 1, "{stops:?}");
     assert_eq!(stops[0].0, 1);
-    assert!(stops[0].1.contains("no progress for 60.0 s (cluster.stuck_after)"), "{stops:?}");
+    assert!(stops[0].1.contains("no progress for 60.0 s (cluster.step_timeout)"), "{stops:?}");
 }
 
 #[test]
@@ -329,7 +161,7 @@ fn a_suspended_coordinator_blames_nobody() {
 
 #[test]
 fn a_worker_at_the_door_waits_and_is_not_stuck() {
-    let mut job = Job::running(settings(), 2);
+    let mut job = Job::running(Settings { max_workers: 2, ..settings() }, 2);
     job.look();
     job.join(3);
     for p in 1..200 {
@@ -455,106 +287,6 @@ fn progress_forgives_earlier_failures() {
 }
 
 #[test]
-fn a_checkpoint_is_committed_once_and_only_whole() {
-    let mut job = Job::running(settings(), 2);
-    job.look();
-    job.shard(1, 1, 10, 0, 2);
-    job.shard(1, 1, 10, 0, 2);
-    job.shard(1, 1, 10, 1, 2); // not its rank
-    job.shard(2, 1, 10, 1, 3); // another world
-    job.shard(2, 7, 10, 1, 2); // another generation
-    assert_eq!(job.commits, []);
-    job.shard(2, 1, 10, 1, 2);
-    assert_eq!(job.commits.len(), 1);
-    let whole = &job.commits[0];
-    assert_eq!((whole.step, whole.attempt.as_str(), whole.replaces), (Step(10), "g1", false));
-    assert_eq!(whole.header_json, "{}");
-    assert_eq!(whole.files.iter().map(|f| f.key.as_str()).collect::<Vec<_>>(), ["0", "1"]);
-    let told = |n| Action::Send { to: WorkerId(n), directive: Directive::Committed { step: Step(10) } };
-    assert!(job.seen.contains(&told(1)) && job.seen.contains(&told(2)));
-    job.shard(1, 1, 10, 0, 2);
-    job.shard(2, 1, 10, 1, 2);
-    assert_eq!(job.commits.len(), 1);
-}
-
-#[test]
-fn the_newest_are_kept() {
-    let mut job = Job::running(settings(), 1);
-    job.pass(settings().gather, &[1]);
-    for step in [10, 20, 30, 40] {
-        job.shard(1, 1, step, 0, 1);
-    }
-    let prunes = job.look().into_iter().filter_map(|a| match a {
-        Action::Prune { delete, newest } => Some((delete.iter().map(|s| s.0).collect::<Vec<_>>(), newest.0)),
-        _ => None,
-    });
-    assert_eq!(prunes.collect::<Vec<_>>(), [(vec![], 10), (vec![], 20), (vec![10], 30), (vec![20], 40)]);
-}
-
-#[test]
-fn refused_checkpoints_are_replaced_and_do_not_push_out_good_ones() {
-    let before = BTreeSet::from([Step(10), Step(20), Step(30)]);
-    let core = Core::new(Settings { workers: 1, ..settings() }, Generation(3), before);
-    let mut job = Job { core, ..Job::new(settings()) };
-    job.join(1);
-    job.look();
-    // 20 and 30 were damaged: the generation started from 10.
-    job.shard(1, 4, 15, 0, 1);
-    assert!(job.look().contains(&Action::Prune { delete: vec![], newest: Step(15) }));
-    job.shard(1, 4, 20, 0, 1);
-    assert!(job.commits[1].replaces);
-    assert!(job.look().contains(&Action::Prune { delete: vec![Step(10)], newest: Step(20) }));
-}
-
-#[test]
-fn no_generation_starts_while_a_manifest_is_in_flight() {
-    let mut job = Job::running(settings(), 2);
-    job.commits_land = false;
-    job.shard(1, 1, 10, 0, 2);
-    job.shard(2, 1, 10, 1, 2);
-    job.leave(2);
-    job.look();
-    job.pass(Duration::from_secs(3), &[1]);
-    assert_eq!(job.assigned(), []);
-    job.event(committed(10));
-    assert_eq!(job.assigned(), [(1, 2, 0, "w1".into())]);
-}
-
-#[test]
-fn a_checkpoint_that_cannot_be_written_ends_the_job() {
-    let mut job = Job::running(settings(), 2);
-    job.event(Event::CommitFailed { step: Step(10), error: "disk full".into() });
-    assert_eq!(job.exit(), Some((false, "failed to commit the checkpoint of step 10: disk full".into())));
-}
-
-#[test]
-fn the_job_ends_when_all_have_finished_and_the_last_manifest_is_written() {
-    let mut job = Job::running(settings(), 2);
-    job.commits_land = false;
-    job.step(1, 1, 20);
-    job.shard(1, 1, 20, 0, 2);
-    job.finish(1, 1);
-    job.leave(1); // done is done
-    assert_eq!(job.stops(), []);
-    job.shard(2, 1, 20, 1, 2);
-    job.finish(2, 1);
-    assert_eq!(job.exit(), None);
-    job.look();
-    job.event(committed(20));
-    assert_eq!(job.exit(), Some((true, "2 workers finished at step 20".into())));
-    let shutdown = Directive::Shutdown { ok: true, reason: "2 workers finished at step 20".into() };
-    assert!(job.seen.contains(&Action::Send { to: WorkerId(2), directive: shutdown }));
-}
-
-#[test]
-fn a_run_that_was_complete_already_ends_at_its_last_step() {
-    let mut job = Job::running(settings(), 2);
-    job.finish(1, 1);
-    job.finish(2, 1);
-    assert_eq!(job.exit(), Some((true, "2 workers finished at step 20".into())));
-}
-
-#[test]
 fn a_worker_that_comes_back_under_its_name_replaces_itself() {
     let mut job = Job::running(settings(), 2);
     job.look();
@@ -575,15 +307,4 @@ fn one_that_comes_back_too_often_ends_the_job_and_is_told() {
     }
     assert!(!job.exit().expect("the end").0);
     assert!(matches!(job.seen.last(), Some(Action::Reject { to: WorkerId(14), .. })));
-}
-
-#[test]
-fn being_told_to_stop_tells_the_workers() {
-    let mut job = Job::running(settings(), 2);
-    job.look();
-    job.event(Event::Terminate);
-    let reason = "the coordinator was told to stop".to_string();
-    let shutdown = Directive::Shutdown { ok: false, reason: reason.clone() };
-    assert_eq!(job.seen[0], Action::Send { to: WorkerId(1), directive: shutdown });
-    assert_eq!(job.exit(), Some((false, reason)));
 }

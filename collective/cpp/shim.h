@@ -83,6 +83,7 @@ struct Reducer {
   bool prepare_forward() const;
   void prepare_backward(TensorPtrs outputs) const;
   void zero_grad() const;
+  double exchange_wait() const; // seconds
   rust::Vec<uint64_t> bucket_sizes() const;
 };
 std::unique_ptr<Reducer> make_reducer(TensorPtrs params, const Group& g, int64_t first_bucket_bytes,

@@ -84,6 +84,7 @@ pub mod shim {
         fn prepare_forward(self: &Reducer) -> Result<bool>;
         unsafe fn prepare_backward(self: &Reducer, outputs: &[usize]) -> Result<()>;
         fn zero_grad(self: &Reducer) -> Result<()>;
+        fn exchange_wait(self: &Reducer) -> Result<f64>;
         fn bucket_sizes(self: &Reducer) -> Result<Vec<u64>>;
 
         fn init_logging() -> Result<()>;

@@ -33,5 +33,5 @@ pub use group::{Aborter, Backend, Group, ReduceOp, Work};
 pub use memory::MemoryStore;
 pub use optim::{AdamW, Sgd, fused_adamw, fused_sgd};
 pub use reducer::{Reducer, ReducerOptions, backward};
-pub use runtime::{Autocast, channels_last_3d, channels_last_3d_, init, keep_pages};
+pub use runtime::{Autocast, channels_last_3d, channels_last_3d_, exit_now, init, keep_pages};
 pub use store::{KeyValue, Store};

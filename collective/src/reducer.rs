@@ -2,6 +2,7 @@
 
 use crate::{Error, Group, Result, ffi::shim, tensor::pointers};
 use cxx::UniquePtr;
+use std::time::Duration;
 use tch::Tensor;
 
 /// As the arguments of DistributedDataParallel.
@@ -78,6 +79,13 @@ impl Reducer {
     /// `detach_` on the gradient, which libtorch refuses for views of the buckets.
     pub fn zero_grad(&self) -> Result<()> {
         self.inner.zero_grad().map_err(|e| self.error(e))
+    }
+
+    /// How long the last backward pass waited for the exchange after its own work was done: for slower ranks, and
+    /// for the wire. Zero before the second pass.
+    pub fn exchange_wait(&self) -> Result<Duration> {
+        let seconds = self.inner.exchange_wait().map_err(|e| self.error(e))?;
+        Ok(Duration::try_from_secs_f64(seconds).unwrap_or_default())
     }
 
     /// Bytes of each bucket, in the order of their exchange.

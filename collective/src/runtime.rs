@@ -23,6 +23,14 @@ pub fn keep_pages() -> bool {
     shim::keep_pages().unwrap_or(false)
 }
 
+/// Ends the process with `status`, now: no destructor runs, in whatever libtorch's threads are.
+pub fn exit_now(status: i32) -> ! {
+    unsafe extern "C" {
+        safe fn _exit(status: i32) -> !;
+    }
+    _exit(status)
+}
+
 /// While this lives, matrix products and convolutions of this thread run in 16 bits and the rest
 /// stays as it is. Drop it before `backward` (which remembers the types of its forward pass), on the
 /// thread that made it.

@@ -1,6 +1,7 @@
 //! A training job as real processes that can be killed, and what it leaves behind.
 
-use crate::marey;
+use crate::{marey, program};
+use rustix::process::{Pid, Signal};
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::{
@@ -45,6 +46,31 @@ impl Job {
         Self { child, lines, seen: vec![] }
     }
 
+    /// Starts `marey-coordinator` for a run, saying each step in its log, and waits for its address.
+    pub fn coordinator(config: &Path, run: &Path, listen: &str, overrides: &[&str]) -> (Self, String) {
+        let mut command = Command::new(program("marey-coordinator"));
+        command.args(["--listen", listen, "--run"]).arg(run).arg("--config").arg(config);
+        command.args(overrides.iter().flat_map(|o| ["--set", o])).env("MAREY_LOG", "info,coordinator=debug");
+        let mut job = Self::start(command);
+        let line = job.wait_line(&["listening on "]);
+        let address = line.rsplit(' ').next().expect("an address").to_string();
+        (job, address)
+    }
+
+    /// Starts `marey-worker run` with one trainer, which records its clips.
+    pub fn worker(address: &str) -> Self {
+        let mut command = Command::new(program("marey-worker"));
+        command.args(["run", "--coordinator", address, "--devices", "cpu:1", "--threads", "1"]);
+        command.env("RUST_LOG", "info,clips=debug");
+        Self::start(command)
+    }
+
+    /// Sends a signal to the program itself, not to what it started.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).expect("a process id");
+        rustix::process::kill_process(pid, signal).expect("it is alive");
+    }
+
     /// Reads lines until one holds all of `words`; returns it.
     pub fn wait_line(&mut self, words: &[&str]) -> String {
         loop {
@@ -59,12 +85,14 @@ impl Job {
         }
     }
 
-    /// SIGKILL to every process of the job: coordinator, supervisor, trainers and `marey` itself.
-    pub fn kill_all(mut self) {
+    /// SIGKILL to every process of the job: coordinator, supervisor, trainers and `marey` itself. Returns all that
+    /// was said.
+    pub fn kill_all(mut self) -> String {
         let all = self.processes();
         assert!(!all.is_empty(), "the job is alive");
         all.into_iter().for_each(kill);
-        self.child.wait().expect("it ends");
+        self.end();
+        self.seen.join("\n")
     }
 
     /// One of the job's processes, by words of its command line.
@@ -143,6 +171,30 @@ pub fn kill(pid: i32) {
     if let Some(pid) = rustix::process::Pid::from_raw(pid) {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
+}
+
+/// Epoch and clips of each step, as workers record them; where a step was begun again, the newest generation counts.
+pub fn clips<'a>(said: impl IntoIterator<Item = &'a str>) -> BTreeMap<u64, (u64, Vec<String>)> {
+    let mut steps: BTreeMap<u64, (u64, u64, Vec<String>)> = BTreeMap::new();
+    for line in said.into_iter().flat_map(str::lines) {
+        let Some((head, ids)) = line.split_once(", clips:") else { continue };
+        let numbers = head.rsplit("generation ").next().expect("a generation");
+        let numbers: Vec<u64> =
+            numbers.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect();
+        let [generation, _rank, epoch, step] = numbers[..] else { panic!("{line}") };
+        let entry = steps.entry(step).or_insert((generation, epoch, vec![]));
+        if generation > entry.0 {
+            *entry = (generation, epoch, vec![]);
+        }
+        if generation == entry.0 {
+            entry.2.extend(ids.split_whitespace().map(String::from));
+        }
+    }
+    let sorted = |(_, epoch, mut ids): (u64, u64, Vec<String>)| {
+        ids.sort();
+        (epoch, ids)
+    };
+    steps.into_iter().map(|(step, entry)| (step, sorted(entry))).collect()
 }
 
 /// Loss by step from a run's metrics; where a step was repeated, the latest generation counts.

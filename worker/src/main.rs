@@ -2,7 +2,8 @@
 
 use clap::{Parser, Subcommand};
 use configs::Config;
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+use storage::Location;
 use worker::{
     Error, Result,
     device::{Device, parse_devices},
@@ -48,6 +49,12 @@ enum Command {
         threads: usize,
         #[arg(long)]
         config: Option<PathBuf>,
+        /// The run, whose journal says where its coordinator is if that is not at the address.
+        #[arg(long, requires = "grace")]
+        run: Option<String>,
+        /// Seconds to look for it.
+        #[arg(long)]
+        grace: Option<f64>,
     },
     /// Measure a checkpoint's accuracy on a dataset.
     Eval(evaluate::EvalArgs),
@@ -98,12 +105,19 @@ fn run(command: Command) -> Result<u8> {
             if let Some(path) = config {
                 extra.extend(["--config".to_string(), path.display().to_string()]);
             }
-            runtime()?.block_on(supervise::run(supervise::Node { coordinator, devices, extra, threads }))
+            // One thread: the trainers' lives hang on the thread that started them.
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
+            runtime.block_on(supervise::run(supervise::Node { coordinator, devices, extra, threads }))
         }
-        Command::Trainer { coordinator, device, threads, config } => {
+        Command::Trainer { coordinator, device, threads, config, run, grace } => {
             die_with_parent();
             let config = config.map(|path| Config::read(&path, &[])).transpose()?;
-            trainer::run(TrainerOptions { coordinator, device: Device::parse(&device)?, threads, config })?;
+            let (device, run) = (Device::parse(&device)?, run.map(|url| Location::parse(&url)).transpose()?);
+            let look = run.zip(grace.and_then(|s| Duration::try_from_secs_f64(s).ok()));
+            trainer::run(TrainerOptions { coordinator, device, threads, config, look })?;
             Ok(0)
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),
@@ -125,10 +139,6 @@ fn run(command: Command) -> Result<u8> {
 fn die_with_parent() {
     // Linux only; elsewhere the broken session ends the trainer.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-}
-
-fn runtime() -> Result<tokio::runtime::Runtime> {
-    tokio::runtime::Runtime::new().map_err(|source| Error::Io { path: "the async runtime".into(), source })
 }
 
 /// The error with its causes.

@@ -166,7 +166,7 @@ impl Restored {
             keep_views,
         };
         // The stream stops at damage: none is missing.
-        judge.score(stream, || (), each).map(|_missing| ())
+        judge.score(stream, || Ok(()), each).map(|_missing| ())
     }
 
     /// Runs I/O to its end.
@@ -184,12 +184,12 @@ pub fn view(test: &Test) -> View {
 
 impl Judge<'_> {
     /// Runs the model over the stream's views and hands on each clip's score once its last view was seen.
-    /// `tick` is called after every batch. Clips of which the stream lacks a view are left out: gives back their
-    /// places and what is wrong with them.
+    /// `tick` is called after every batch, and its error ends the pass. Clips of which the stream lacks a view are
+    /// left out: gives back their places and what is wrong with them.
     pub fn score(
         &self,
         mut stream: Stream,
-        mut tick: impl FnMut(),
+        mut tick: impl FnMut() -> Result<()>,
         mut each: impl FnMut(ClipScore) -> Result<()>,
     ) -> Result<BTreeMap<u32, String>> {
         let mut missing = BTreeMap::new();
@@ -207,7 +207,7 @@ impl Judge<'_> {
                     each(done)?;
                 }
             }
-            tick();
+            tick()?;
         }
         gather.finish().filter(|clip| !missing.contains_key(&clip.place)).map_or(Ok(()), each)?;
         Ok(missing)

@@ -11,9 +11,10 @@ use crate::{
     optim::Optimizer,
     scaler::LossScaler,
 };
-use collective::Group;
+use collective::{Group, foreach_copy};
 use configs::{Checkpoint, Config, Precision};
 use models::{Model, Named, Role};
+use sha2::{Digest, Sha256};
 use shards::{format::Dataset, plan::Plan};
 use tch::{Device, Tensor};
 
@@ -34,16 +35,6 @@ impl Place {
             Some(n) => self.step.is_multiple_of(n),
             None => self.step_in_epoch == 0,
         }
-    }
-
-    /// Every rank takes rank 0's position.
-    pub fn broadcast(&mut self, group: &Group, device: Device) -> Result<()> {
-        let numbers = Tensor::from_slice(&[self.epoch as i64, self.step_in_epoch as i64, self.step as i64]);
-        let numbers = numbers.f_to_device(device)?;
-        group.broadcast(&numbers, 0)?.wait()?;
-        let numbers = Vec::<i64>::try_from(&numbers.f_to_device(Device::Cpu)?)?;
-        *self = Self { epoch: numbers[0] as u64, step_in_epoch: numbers[1] as u64, step: numbers[2] as u64 };
-        Ok(())
     }
 }
 
@@ -149,19 +140,43 @@ impl State {
         self.of(|n| matches!(n.role, Role::Buffer))
     }
 
-    /// Every rank takes rank 0's weights, statistics, averages and optimizer state.
-    pub fn broadcast(&mut self, group: &Group) -> Result<()> {
+    /// Every rank takes rank `source`'s weights, statistics, averages and optimizer state. `aside`: this rank's own
+    /// state stays as it is until all of the other is here, for which there must be room.
+    pub fn broadcast(&mut self, group: &Group, source: usize, aside: bool) -> Result<()> {
         let mut optimizer = self.optimizer.state();
         optimizer.extend(self.scaler.iter().flat_map(LossScaler::state));
         let mut all: Vec<Tensor> = self.of(|_| true).iter().map(|t| t.detach()).collect();
         all.extend(optimizer.iter().map(|(_, t)| t.shallow_clone()));
         all.extend(self.ema.iter().flat_map(Ema::state).map(|(_, t)| t));
-        group.broadcast_all(&all, 0)?;
+        if aside {
+            let room = all.iter().map(|t| t.f_zeros_like()).collect::<std::result::Result<Vec<_>, _>>()?;
+            group.broadcast_all(&room, source)?;
+            foreach_copy(&all, &room)?;
+        } else {
+            group.broadcast_all(&all, source)?;
+        }
         let mut optimizer = optimizer.into_iter().collect();
         if let Some(scaler) = &mut self.scaler {
             scaler.take(&mut optimizer)?;
         }
         self.optimizer.load(optimizer)
+    }
+
+    /// A fingerprint of what all ranks share after a step: weights, optimizer state, averages, loss scaler. The
+    /// running statistics are left out: each rank has its own, and rank 0's are the ones that count.
+    pub fn digest(&self) -> Result<u64> {
+        let optimizer =
+            self.optimizer.state().into_iter().chain(self.scaler.iter().flat_map(LossScaler::state));
+        let named = optimizer.chain(self.ema.iter().flat_map(Ema::state)).map(|(_, t)| t);
+        let (mut bytes, mut sums) = (vec![], Sha256::new());
+        for tensor in self.parameters().into_iter().chain(named) {
+            bytes.resize(tensor.numel() * tensor.f_kind()?.elt_size_in_bytes(), 0u8);
+            // In row-major order, whatever its device and memory format.
+            tensor.f_detach()?.f_copy_data_u8(&mut bytes, tensor.numel())?;
+            sums.update(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &bytes).to_le_bytes());
+        }
+        let all: [u8; 32] = sums.finalize().into();
+        Ok(all[..8].iter().fold(0, |n, b| n << 8 | u64::from(*b)))
     }
 
     fn of(&self, wanted: impl Fn(&Named) -> bool) -> Vec<Tensor> {

@@ -3,7 +3,7 @@
 use collective::KeyValue;
 use proto::v1::{self, store_client::StoreClient};
 use std::{future::Future, time::Duration};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, sync::watch};
 use tonic::{Request, Response, Status, transport::Channel};
 
 /// Longer than any wait the server is asked for, so that its own answer arrives first.
@@ -11,15 +11,16 @@ const GRACE: Duration = Duration::from_secs(5);
 
 /// Blocking client: c10d calls it from its own threads, never from a runtime's.
 pub struct StoreOverGrpc {
-    client: StoreClient<Channel>,
+    /// To whichever coordinator was reached last.
+    channel: watch::Receiver<Channel>,
     runtime: Handle,
     timeout: Duration,
 }
 
 impl StoreOverGrpc {
     /// `timeout` bounds the calls that do not wait for a key.
-    pub fn new(channel: Channel, runtime: Handle, timeout: Duration) -> Self {
-        Self { client: StoreClient::new(channel), runtime, timeout }
+    pub fn new(channel: watch::Receiver<Channel>, runtime: Handle, timeout: Duration) -> Self {
+        Self { channel, runtime, timeout }
     }
 
     fn call<Q, A, F>(
@@ -34,7 +35,8 @@ impl StoreOverGrpc {
     {
         let mut request = Request::new(message);
         request.set_timeout(wait + GRACE);
-        let reply = self.runtime.block_on(f(self.client.clone(), request));
+        let client = StoreClient::new(self.channel.borrow().clone());
+        let reply = self.runtime.block_on(f(client, request));
         reply.map(Response::into_inner).map_err(|s| format!("{what}: {}: {}", s.code(), s.message()))
     }
 }

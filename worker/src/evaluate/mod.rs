@@ -105,12 +105,12 @@ impl Split {
 }
 
 /// Counts this rank's clips, which `stream` yields of `split` in one or more views each. `tick` is called
-/// after every batch: the evaluation is alive. Gives back besides what is wrong with each clip that is left out.
+/// after every batch and may end it: the evaluation is alive. Gives back besides what is wrong with each clip that is left out.
 pub fn run(
     judge: &Judge,
     stream: Stream,
     split: &Split,
-    tick: impl FnMut(),
+    tick: impl FnMut() -> Result<()>,
 ) -> Result<(Tally, BTreeMap<u32, String>)> {
     let mut tally = split.tally();
     let missing = judge.score(stream, tick, |clip| {

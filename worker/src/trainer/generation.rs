@@ -1,6 +1,12 @@
 //! One rank in one generation: the training loop.
 
-use super::{Job, now, step::Guard};
+use super::{
+    Job,
+    kept::{Kept, Owed, broadcast},
+    measure::MOMENTUM,
+    now,
+    step::Guard,
+};
 use crate::{
     Error, Result,
     batch::Normalise,
@@ -11,40 +17,43 @@ use crate::{
     device::Device,
     ema::Ema,
     feed, schedule,
-    session::{Assignment, Session},
+    session::{Asked, Assignment, Session, Timing},
     state::State,
     store_client::StoreOverGrpc,
+    supervise,
     weights::init,
 };
 use collective::{Backend, Group, RankSum, Reducer, ReducerOptions, Store};
 use configs::{BatchNorm, Stage, StepShape};
-use models::{Exchange, NormMode, Recompute};
+use models::{Exchange, NormMode};
 use proto::v1::{self, worker_message::Kind as Message};
-use shards::stream::{Batch, Stats};
+use shards::stream::{Batch, Stats, Stream};
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 use tch::Tensor;
-use tokio::task::JoinHandle;
+use tokio::time::timeout;
 
-/// The state of the loop.
+/// How often a rank that waits for its upload says that it is alive, and looks whether the others are.
+const UPLOAD_TICK: Duration = Duration::from_millis(500);
+
+/// The state of the loop, which goes with the group; what outlives it is [`Kept`].
 pub(super) struct Generation<'a> {
     pub(super) job: &'a Job,
     pub(super) session: &'a mut Session,
+    pub(super) kept: &'a mut Kept,
     pub(super) at: Assignment,
-    pub(super) group: Group,
+    // Before the group, which it works on: fields are dropped in this order.
     pub(super) reducer: Reducer,
-    pub(super) state: State,
-    pub(super) position: Place,
+    pub(super) group: Group,
     pub(super) normalise: Normalise,
     pub(super) guard: Guard,
     /// What the step shows.
     pub(super) shape: StepShape,
     stages: Vec<Stage>,
-    upload: Option<JoinHandle<Result<()>>>,
-    /// The last step that this generation wrote a checkpoint of.
-    saved: Option<u64>,
+    /// Batches from a position on, ordered before the ranks had agreed on it.
+    ahead: Option<(Place, Stream)>,
 }
 
 /// What rank 0 reports of one step.
@@ -60,120 +69,161 @@ pub(super) struct StepSummary {
     pub(super) shown: usize,
     /// Damaged clips that the step was taken without, of all ranks.
     pub(super) missing: Vec<String>,
-    /// How long the step waited for the other ranks after its own backward pass.
+    /// How long the step waited for the other ranks.
     pub(super) exchange: Duration,
+    /// By any rank, of all.
+    pub(super) asked: Asked,
 }
 
 impl<'a> Generation<'a> {
-    /// Builds the group and restores the newest state.
-    pub(super) fn enter(job: &'a Job, session: &'a mut Session, at: Assignment) -> Result<Self> {
+    /// Builds the group, and agrees with it on the state to go on from.
+    pub(super) fn enter(
+        job: &'a Job,
+        session: &'a mut Session,
+        kept: &'a mut Kept,
+        at: Assignment,
+    ) -> Result<Self> {
         let progress = session.progress().clone();
-        progress.at("joining", at.generation, 0, 0);
+        progress.at("joining", at.generation, kept.position.epoch, kept.position.step);
+        // A survivor goes on where it stands, as a rule: its clips are read while the ranks meet.
+        let ahead = kept.begun.then(|| job.batches(&at, kept.position).map(|s| (kept.position, s)));
+        let ahead = ahead.transpose()?;
         let timeout = job.config.cluster.collective_timeout.duration();
-        let keys = StoreOverGrpc::new(job.channel.clone(), job.runtime.handle().clone(), timeout);
+        let keys = StoreOverGrpc::new(session.channel(), job.runtime.handle().clone(), timeout);
         let store = Store::new(Arc::new(keys), timeout)?;
         let backend = match job.options.device {
             Device::Cpu(_) => Backend::Gloo { host: &job.host },
             Device::Cuda(i) => Backend::Nccl { device: i as i32 },
         };
         let group = Group::new(&store, &format!("g{}/", at.generation), at.rank, at.world, backend, timeout)?;
+        session.watch_over(at.generation, &group);
 
-        session.watch_over(&group);
-        progress.at("loading", at.generation, 0, 0);
-        let device = job.options.device.torch();
-        let mut state = State::new(&job.config, &job.dataset.manifest.labels, device)?;
-        let position = restore(job, session, &at, &group, &mut state)?;
-        state.model.set_norm_mode(norm_mode(job.config.train.batch_norm, &group));
-        if job.config.train.checkpoint_activations {
-            state.model.set_recompute(Some(Arc::new(ComputedAgain)));
-        }
-        let params: Vec<Tensor> = state.parameters();
-        let reducer = Reducer::new(&params, &group, ReducerOptions::default())?;
-        let guard = Guard::new(&state)?;
-        let normalise = Normalise::new(&job.config, device);
+        progress.at("loading", at.generation, kept.position.epoch, kept.position.step);
+        let entered = agree(job, session, kept, &at, &group).and_then(|()| {
+            let mode = norm_mode(job.config.train.batch_norm, &group);
+            kept.state.model.set_norm_mode(mode);
+            let reducer = Reducer::new(&kept.state.parameters(), &group, ReducerOptions::default())?;
+            Ok((reducer, Guard::new(&kept.state)?))
+        });
+        let (reducer, guard) = match entered {
+            Ok(entered) => entered,
+            Err(e) => {
+                // Dropping a group waits for what is in flight.
+                let _ = group.abort();
+                kept.state.model.set_norm_mode(NormMode::Local);
+                return Err(e);
+            }
+        };
+        let normalise = Normalise::new(&job.config, job.options.device.torch());
         let stages = job.config.stages();
         let shape = stages[0].base();
-        let (upload, saved) = (None, None);
-        let mut generation = Self {
-            job,
-            session,
-            at,
-            group,
-            reducer,
-            state,
-            position,
-            normalise,
-            guard,
-            shape,
-            stages,
-            upload,
-            saved,
-        };
-        generation.warm_up()?;
-        Ok(generation)
+        Ok(Self { job, session, kept, at, reducer, group, normalise, guard, shape, stages, ahead })
     }
 
-    /// Trains to the end of the job.
+    /// Trains until the job is done or the generation is left or breaks off.
     pub(super) fn train(&mut self) -> Result<()> {
-        let (config, at) = (&self.job.config, self.at.clone());
-        let feed = self.job.feed();
-        let plan = self.job.set.plan.clone();
-        let total = feed.total_steps(&plan);
-        let mut batches = feed.train(&plan, &at, self.position, total)?;
-        self.announce();
-        while self.position.step < total {
-            let began = now();
-            self.session.check(at.generation)?;
-            self.session.progress().at("training", at.generation, self.position.epoch, self.position.step);
-            let batch = batches.next()?.ok_or_else(|| self.job.short_epoch(self.position))?;
+        let trained = self.warm_up().and_then(|()| self.steps());
+        if trained.is_err() {
+            let _ = self.group.abort();
+        }
+        trained
+    }
 
-            let Place { epoch, step_in_epoch, .. } = self.position;
+    fn steps(&mut self) -> Result<()> {
+        let (config, at) = (&self.job.config, self.at.clone());
+        let plan = self.job.set.plan.clone();
+        let total = self.job.feed().total_steps(&plan);
+        let ahead = self.ahead.take().filter(|(place, _)| *place == self.kept.position);
+        let mut batches = match ahead {
+            Some((_, batches)) => batches,
+            None => self.job.batches(&at, self.kept.position)?,
+        };
+        self.announce();
+        let asked = self.boundary()?;
+        if asked.leave {
+            return self.leave(asked.checkpoint);
+        }
+        while self.kept.position.step < total {
+            let began = now();
+            let Place { epoch, step_in_epoch, step } = self.kept.position;
+            self.session.check(at.generation)?;
+            self.session.progress().at("training", at.generation, epoch, step);
+            let batch = batches.next()?.ok_or_else(|| self.job.short_epoch(self.kept.position))?;
+
             let per_epoch = plan.steps_per_epoch(epoch);
             let lr = schedule::lr_of_step(config, feed::fraction(&plan, epoch, step_in_epoch));
             self.take_shape();
-            let summary = self.step(&batch, lr)?;
-            self.position.advance(per_epoch);
             self.record(&batch);
+            let summary = self.step(&batch, lr)?;
+            self.kept.position.advance(per_epoch);
 
+            let place = self.kept.position;
+            let ended = place.step == total;
+            let epoch_ended = place.step_in_epoch == 0 || ended;
+            self.kept.owed = Owed {
+                measure: epoch_ended && self.measures(ended),
+                checkpoint: ended || place.is_due(&config.checkpoint) || summary.asked.checkpoint,
+            };
             self.report(&batch, &summary, lr, (per_epoch, total), began);
             batches.recycle(batch);
-            let ended = self.position.step == total;
-            if self.position.step_in_epoch == 0 || ended {
+            if epoch_ended {
                 self.tell_reads(&batches.stats());
                 if let Some(found) = batches.cache_stats() {
                     tracing::info!("the node's cache since this worker's start: {found}");
                 }
-                self.measure(ended)?;
             }
-            if ended || self.position.is_due(&config.checkpoint) {
-                self.checkpoint()?;
+            let asked = self.boundary()?;
+            if asked.leave || (summary.asked.leave && !ended) {
+                return self.leave(asked.checkpoint || summary.asked.checkpoint);
             }
         }
         self.finish(total)
+    }
+
+    /// Does what is owed at this step boundary. An evaluation that gives way to a Leave stays owed, and what was asked
+    /// for meanwhile is returned.
+    fn boundary(&mut self) -> Result<Asked> {
+        let mut asked = Asked::default();
+        if self.kept.owed.measure {
+            asked = self.measure()?;
+            self.kept.owed.measure = asked.leave;
+            self.kept.owed.checkpoint |= asked.checkpoint;
+        }
+        if self.kept.owed.checkpoint {
+            self.checkpoint()?;
+            self.kept.owed.checkpoint = false;
+        }
+        Ok(asked)
     }
 
     /// The reducer lays its buckets out anew after its first backward pass. Doing that before the
     /// first step gives every step of every generation the same order of additions, so that a
     /// resumed run has the same bits as one that was never stopped.
     fn warm_up(&mut self) -> Result<()> {
-        self.session.progress().at("joining", self.at.generation, self.position.epoch, self.position.step);
+        let Place { epoch, step, .. } = self.kept.position;
+        self.session.progress().at("joining", self.at.generation, epoch, step);
         self.reducer.zero_grad()?;
         self.pass_of_zeros(false, true)
     }
 
-    /// Which clips this rank's part of a step showed, for those who count (`RUST_LOG=info,clips=debug`).
+    /// Which clips this rank's part of a step is about to show, for those who count (`RUST_LOG=info,clips=debug`).
+    /// Where a step is repeated, the newest generation that began it counts.
     fn record(&self, batch: &Batch) {
         if tracing::enabled!(target: "clips", tracing::Level::DEBUG) {
-            let (rank, step, epoch) = (self.at.rank, self.position.step, batch.epoch);
+            let (generation, rank) = (self.at.generation, self.at.rank);
+            let (step, epoch) = (self.kept.position.step + 1, batch.epoch);
             let ids = self.job.clip_ids(&batch.clips).join(" ");
-            tracing::debug!(target: "clips", "rank {rank}, epoch {epoch}, step {step}, clips: {ids}");
+            tracing::debug!(
+                target: "clips",
+                "generation {generation}, rank {rank}, epoch {epoch}, step {step}, clips: {ids}"
+            );
         }
     }
 
     /// The shape of the step to come. The groups of sub-batch norm grow with the short cycle's batch, as
     /// PySlowFast's do, whose number stays that of the long cycle; the log says when the long cycle moves on.
     fn take_shape(&mut self) {
-        let Place { epoch, step_in_epoch, .. } = self.position;
+        let Place { epoch, step_in_epoch, .. } = self.kept.position;
         let at = self.stages.partition_point(|s| s.end <= epoch).min(self.stages.len() - 1);
         let stage = &self.stages[at];
         let shape = stage.cycle[(step_in_epoch % stage.cycle.len() as u64) as usize];
@@ -191,13 +241,19 @@ impl<'a> Generation<'a> {
             }
         }
         if let (BatchNorm::SubBatch { clips }, true) = (train.batch_norm, shape.short != self.shape.short) {
-            self.state.model.set_norm_mode(NormMode::SubBatch((clips * shape.short).into()));
+            self.kept.state.model.set_norm_mode(NormMode::SubBatch((clips * shape.short).into()));
         }
         self.shape = shape;
     }
 
-    /// What the log should say once: a rate that is not the configuration's own.
-    fn announce(&self) {
+    /// What the log should say: a rate that is not the configuration's own. And the last step of a generation that
+    /// broke off, whose rank 0 may be gone without having reported it.
+    fn announce(&mut self) {
+        let last = self.kept.report.clone().filter(|r| self.kept.broke && r.step == self.kept.position.step);
+        self.kept.broke = false;
+        if let (0, Some(last)) = (self.at.rank, last) {
+            self.session.send(Message::Step(v1::StepReport { generation: self.at.generation, ..last }));
+        }
         let optimizer = &self.job.config.optimizer;
         let batch = self.job.config.train.global_batch;
         if self.at.rank == 0 {
@@ -222,21 +278,26 @@ impl<'a> Generation<'a> {
         }
     }
 
+    /// Every rank keeps the report of its last step; rank 0 sends it.
     fn report(
-        &self,
+        &mut self,
         batch: &Batch,
         of: &StepSummary,
         lr: f64,
         (per_epoch, total): (u64, u64),
         began: Instant,
     ) {
-        if self.at.rank != 0 {
-            return;
+        let (step, data_wait, exchange_wait) = (began.elapsed(), batch.waited, of.exchange);
+        self.session.progress().took(Timing { step, data_wait, exchange_wait });
+        if !self.kept.stepped {
+            self.kept.stepped = true;
+            // Read by the supervisor.
+            println!("{}", supervise::STEPPED);
         }
-        self.session.send(Message::Step(v1::StepReport {
+        let report = v1::StepReport {
             generation: self.at.generation,
             epoch: batch.epoch,
-            step: self.position.step,
+            step: self.kept.position.step,
             step_in_epoch: batch.step + 1,
             steps_per_epoch: per_epoch,
             total_steps: total,
@@ -244,60 +305,94 @@ impl<'a> Generation<'a> {
             accuracy: of.accuracy,
             lr,
             clips: of.shown as u64,
-            step_seconds: began.elapsed().as_secs_f64(),
-            data_wait_seconds: batch.waited.as_secs_f64(),
-            exchange_wait_seconds: of.exchange.as_secs_f64(),
+            step_seconds: step.as_secs_f64(),
+            data_wait_seconds: data_wait.as_secs_f64(),
+            exchange_wait_seconds: exchange_wait.as_secs_f64(),
             peak_memory_bytes: peak_memory().unwrap_or(0),
             grad_norm: of.grad_norm,
             skipped: of.skipped,
             missing: of.missing.clone(),
-        }));
+        };
+        self.kept.report = Some(report.clone());
+        if self.at.rank == 0 {
+            self.session.send(Message::Step(report));
+        }
     }
 
     /// Copies this rank's share at the step boundary; the upload runs behind the next steps.
     fn checkpoint(&mut self) -> Result<()> {
         self.wait_upload()?;
-        self.session.progress().at("saving", self.at.generation, self.position.epoch, self.position.step);
+        let place = self.kept.position;
+        self.session.progress().at("saving", self.at.generation, place.epoch, place.step);
         let (job, at) = (self.job, &self.at);
         let labels = &job.dataset.manifest.labels;
-        let header = Header::new(
-            &job.config,
-            labels,
-            &job.dataset.digest,
-            self.position,
-            at.world as u32,
-            at.generation,
-        )?
-        .with_plan(job.set.plan.spec().identity());
-        let snapshot = save::snapshot(self.state.entries(), header, at.rank as u32)?;
-        self.saved = Some(self.position.step);
+        let header =
+            Header::new(&job.config, labels, &job.dataset.digest, place, at.world as u32, at.generation)?
+                .with_plan(job.set.plan.spec().identity());
+        let snapshot = save::snapshot(self.kept.state.entries(), header, at.rank as u32)?;
+        self.kept.saved = Some(place.step);
         let (run, send) = (self.job.run.clone(), self.session.shard_sender());
-        self.upload = Some(self.job.runtime.spawn(async move {
+        self.kept.upload = Some(self.job.runtime.spawn(async move {
             send(snapshot.upload(&run).await?);
             Ok(())
         }));
         Ok(())
     }
 
+    /// Until this rank's share is uploaded; the generation may end meanwhile.
     fn wait_upload(&mut self) -> Result<()> {
-        match self.upload.take() {
-            Some(upload) => self
-                .job
-                .runtime
-                .block_on(upload)
-                .map_err(|e| Error::JobFailed(format!("an upload broke off: {e}")))?,
+        while let Some(upload) = &mut self.kept.upload {
+            let done = self.job.runtime.block_on(async { timeout(UPLOAD_TICK, upload).await });
+            if let Ok(uploaded) = done {
+                self.kept.upload = None;
+                return uploaded.map_err(|e| Error::JobFailed(format!("an upload broke off: {e}")))?;
+            }
+            self.session.progress().tick();
+            self.session.check(self.at.generation)?;
+        }
+        Ok(())
+    }
+
+    /// Until the last checkpoint that this rank has taken its share of is committed.
+    fn wait_saved(&mut self) -> Result<()> {
+        self.wait_upload()?;
+        match self.kept.saved {
+            Some(step) => self.session.wait_committed(step, self.at.generation),
             None => Ok(()),
         }
     }
 
-    fn finish(&mut self, total: u64) -> Result<()> {
-        self.wait_upload()?;
-        if let Some(step) = self.saved {
-            self.session.wait_committed(step)?;
+    /// All leave after the same step; each keeps what it has. `committed`: not before the checkpoint is.
+    fn leave(&mut self, committed: bool) -> Result<()> {
+        let Place { epoch, step, .. } = self.kept.position;
+        if committed {
+            self.wait_saved()?;
         }
-        self.session.progress().at("waiting", self.at.generation, self.position.epoch, total);
+        // Nobody hangs up while another still reads the vote; who dies here is missed later.
+        let _ = self.group.barrier();
+        self.session.progress().at("waiting", self.at.generation, epoch, step);
+        self.session.send(Message::Left(v1::Left { generation: self.at.generation, step }));
+        Ok(())
+    }
+
+    fn finish(&mut self, total: u64) -> Result<()> {
+        self.wait_saved()?;
+        self.session.progress().at("waiting", self.at.generation, self.kept.position.epoch, total);
         self.session.send(Message::Finished(v1::Finished { generation: self.at.generation, step: total }));
         Ok(())
+    }
+}
+
+impl Drop for Generation<'_> {
+    /// What an unfinished pass may have left in the model, and all that holds on to the group.
+    fn drop(&mut self) {
+        let model = &mut self.kept.state.model;
+        model.set_norm_mode(NormMode::Local);
+        model.set_norm_momentum(MOMENTUM);
+        model.set_absent(false);
+        if let Err(e) = self.reducer.zero_grad() {
+            tracing::debug!("failed to {e}");
+        }
     }
 }
 
@@ -311,18 +406,6 @@ fn norm_mode(choice: BatchNorm, group: &Group) -> NormMode {
     }
 }
 
-/// Activation checkpointing by libtorch's autograd.
-#[derive(Debug)]
-struct ComputedAgain;
-
-impl Recompute for ComputedAgain {
-    fn run(&self, block: Arc<models::BlockFn>, x: &Tensor) -> models::Result<Tensor> {
-        let again = Arc::new(move |x: &Tensor| block(x).map_err(|e| e.to_string()));
-        collective::recompute(again, x)
-            .map_err(|e| models::Error::Lent { why: e.to_string(), peer: e.is_peer() })
-    }
-}
-
 /// What synchronised batch norms exchange goes over the group of the generation.
 #[derive(Debug)]
 struct OverRanks(RankSum);
@@ -331,6 +414,21 @@ impl Exchange for OverRanks {
     fn sum(&self, x: &Tensor) -> models::Result<Tensor> {
         self.0.sum(x).map_err(|e| models::Error::Lent { why: e.to_string(), peer: e.is_peer() })
     }
+}
+
+/// The state that the whole group goes on from: what its members have in memory, or else the newest checkpoint.
+fn agree(job: &Job, session: &Session, kept: &mut Kept, at: &Assignment, group: &Group) -> Result<()> {
+    let newcomer = !kept.begun;
+    if kept.agree(job, at, group)? {
+        return agree_on_plan(job, group).map_err(|e| match e {
+            Error::Usage(why) if newcomer => Error::Misfit(why),
+            e => e,
+        });
+    }
+    (kept.owed, kept.broke) = (Owed::default(), false);
+    kept.position = restore(job, session, at, group, &mut kept.state)?;
+    kept.begun = true;
+    Ok(())
 }
 
 /// Rank 0 reads the newest whole checkpoint, or the weights that a new run starts from; the group gets position
@@ -353,19 +451,17 @@ fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: 
             (None, None) => {}
         }
     }
-    position.broadcast(group, job.options.device.torch())?;
+    let Place { epoch, step_in_epoch, step } = position;
+    let place = broadcast(&[epoch, step_in_epoch, step].map(|n| n as i64), 0, group, job)?;
     agree_on_plan(job, group)?;
-    state.broadcast(group)?;
-    Ok(position)
+    state.broadcast(group, 0, false)?;
+    Ok(Place { epoch: place[0] as u64, step_in_epoch: place[1] as u64, step: place[2] as u64 })
 }
 
 /// Every rank must have read the same lists of clips: a quarantine list can change between two readings.
 fn agree_on_plan(job: &Job, group: &Group) -> Result<()> {
     let digest = storage::sha256_hex(format!("{:?}", job.set.plan.spec().identity()).as_bytes());
-    let mine: Vec<i64> = digest.bytes().map(i64::from).collect();
-    let theirs = Tensor::from_slice(&mine).f_to_device(job.options.device.torch())?;
-    group.broadcast(&theirs, 0)?.wait()?;
-    match Vec::<i64>::try_from(&theirs.f_to_device(tch::Device::Cpu)?)? == mine {
+    match broadcast(digest.as_bytes(), 0, group, job)? == digest.as_bytes() {
         true => Ok(()),
         false => Err(Error::Usage(
             "train with the other workers: this one read another list of clips; a file named by data.quarantine or a dataset of data.mixture was changed while they started, so start them again"

@@ -1,7 +1,10 @@
 //! Between epochs: precise batch norm, and accuracy on the evaluation split.
 
 use super::{generation::Generation, now};
-use crate::{Result, checkpoint::layout::Place, ema::Ema, evaluate, metrics::Tally, restore::Judge};
+use crate::{
+    Error, Result, checkpoint::layout::Place, ema::Ema, evaluate, metrics::Tally, restore::Judge,
+    session::Asked,
+};
 use collective::{ReduceOp, foreach_copy};
 use configs::{BatchNorm, Ensemble};
 use models::NormMode;
@@ -9,30 +12,52 @@ use proto::v1::{self, worker_message::Kind as Message};
 use tch::{Kind, Tensor};
 
 /// What a fresh batch norm's running statistics take from each batch.
-const MOMENTUM: f64 = 0.1;
+pub(super) const MOMENTUM: f64 = 0.1;
+
+/// How an evaluation ended.
+enum Measured {
+    /// The whole group's tally, and how many clips it lacks.
+    Counted(Box<Tally>, u64),
+    /// The dataset has no such split.
+    Nothing,
+    /// The generation is being left.
+    GaveWay(Asked),
+}
 
 impl Generation<'_> {
-    /// Accuracy after the epochs that ask for it and at the end, every rank on its share of the clips; with
-    /// the averaged weights where the job keeps them.
-    pub(super) fn measure(&mut self, ended: bool) -> Result<()> {
-        let config = &self.job.config.train;
-        let every = config.eval_every_epochs;
-        if !ended && (every == 0 || !self.position.epoch.is_multiple_of(every)) {
-            return Ok(());
-        }
+    /// Whether the job wants to be measured after this epoch, or at its end.
+    pub(super) fn measures(&self, ended: bool) -> bool {
+        let every = self.job.config.train.eval_every_epochs;
+        ended || (every != 0 && self.kept.position.epoch.is_multiple_of(every))
+    }
+
+    /// Accuracy, every rank on its share of the clips; with the averaged weights where the job keeps them. It gives
+    /// way to a Leave, and returns what was asked for.
+    pub(super) fn measure(&mut self) -> Result<Asked> {
         let began = now();
         let progress = self.session.progress().clone();
-        progress.at("evaluating", self.at.generation, self.position.epoch, self.position.step);
+        let Place { epoch, step, .. } = self.kept.position;
+        progress.at("evaluating", self.at.generation, epoch, step);
         // Taken out for the while: its guard must not keep the rest of the state from being changed.
-        let ema = self.state.ema.take();
+        let ema = self.kept.state.ema.take();
+        self.guard.remember()?;
         let measured = self.measure_with(ema.as_ref());
-        self.state.ema = ema;
-        let Some((tally, missing)) = measured? else { return Ok(()) };
+        self.kept.state.ema = ema;
+        if matches!(measured, Err(_) | Ok(Measured::GaveWay(_))) {
+            // It will be done again from the statistics that it began with.
+            self.guard.undo()?;
+            self.kept.state.model.set_norm_momentum(MOMENTUM);
+        }
+        let (tally, missing) = match measured? {
+            Measured::Counted(tally, missing) => (tally, missing),
+            Measured::Nothing => return Ok(Asked::default()),
+            Measured::GaveWay(asked) => return Ok(asked),
+        };
         if self.at.rank == 0 && tally.clips() > 0 {
             self.session.send(Message::Eval(v1::EvalReport {
                 generation: self.at.generation,
-                epoch: self.position.epoch,
-                step: self.position.step,
+                epoch,
+                step,
                 loss: tally.loss(),
                 top1: tally.top1(),
                 top5: tally.top5(),
@@ -42,40 +67,59 @@ impl Generation<'_> {
                 missing,
             }));
         }
-        Ok(())
+        Ok(Asked::default())
     }
 
-    /// The whole group's tally and the clips that it lacks; `None` where the dataset has no such split.
-    fn measure_with(&mut self, ema: Option<&Ema>) -> Result<Option<(Tally, u64)>> {
+    fn measure_with(&mut self, ema: Option<&Ema>) -> Result<Measured> {
         let config = &self.job.config.train;
         let averaged = ema.map(Ema::swap_in).transpose()?;
         match config.precise_bn_batches {
             // Rank 0's running statistics are the ones that count.
-            0 => self.group.broadcast_all(&self.state.buffers(), 0)?,
+            0 => self.group.broadcast_all(&self.kept.state.buffers(), 0)?,
             batches => self.precise_bn(batches)?,
         }
-        let Some(stream) = self.job.feed().eval(&self.at)? else { return Ok(None) };
+        let Some(stream) = self.job.feed().eval(&self.at)? else { return Ok(Measured::Nothing) };
         let progress = self.session.progress().clone();
         let (data, loss) = (&self.job.config.data, self.job.config.loss.kind);
         let split = evaluate::Split::new(&self.job.dataset, &data.eval_split, loss)?;
         let judge = Judge {
-            model: &self.state.model,
+            model: &self.kept.state.model,
             normalise: &self.normalise,
             precision: config.precision,
             loss,
             ensemble: Ensemble::Mean,
             keep_views: false,
         };
-        let (tally, missing) = evaluate::run(&judge, stream, &split, || progress.tick())?;
+        let (generation, mut asked) = (self.at.generation, Asked::default());
+        let counted = evaluate::run(&judge, stream, &split, || {
+            progress.tick();
+            asked = self.session.asked(generation)?;
+            match asked.leave {
+                true => Err(Error::GenerationOver { generation, reason: "it is being left".into() }),
+                false => Ok(()),
+            }
+        });
         drop(averaged);
+        let counted = match counted {
+            Err(_) if asked.leave => None,
+            counted => Some(counted?),
+        };
         let device = self.job.options.device.torch();
-        for why in missing.values() {
+        let missing = counted.iter().flat_map(|(_, missing)| missing.values());
+        for why in missing.clone() {
             self.session.log("warn", format!("the evaluation leaves out a clip: failed to {why}"));
         }
-        let count = Tensor::from_slice(&[missing.len() as f64]).f_to_device(device)?;
-        self.group.all_reduce(&count, ReduceOp::Sum)?.wait()?;
-        let missing = count.f_double_value(&[0])? as u64;
-        Ok(Some((tally.all_reduce(&self.group, device)?, missing)))
+        let votes = [missing.count() as f64, f64::from(asked.leave), f64::from(asked.checkpoint)];
+        let votes = Tensor::from_slice(&votes).f_to_device(device)?;
+        self.group.all_reduce(&votes, ReduceOp::Sum)?.wait()?;
+        let votes = Vec::<f64>::try_from(&votes.f_to_device(tch::Device::Cpu)?)?;
+        match counted {
+            Some((tally, _)) if votes[1] == 0.0 => {
+                let tally = tally.all_reduce(&self.group, device)?;
+                Ok(Measured::Counted(Box::new(tally), votes[0] as u64))
+            }
+            _ => Ok(Measured::GaveWay(self.session.agreed(true, votes[2] > 0.0))),
+        }
     }
 
     /// Replaces the running statistics by those of the training clips under the weights as they are: mean
@@ -83,6 +127,7 @@ impl Generation<'_> {
     /// 2021, section 3; fvcore's `update_bn_stats`). The clips are those of the epoch's first steps.
     fn precise_bn(&mut self, batches: u64) -> Result<()> {
         let statistics: Vec<(String, Tensor)> = self
+            .kept
             .state
             .model
             .tensors()
@@ -107,25 +152,26 @@ impl Generation<'_> {
         let feed = self.job.feed();
         // Of the shape that an evaluation shows, whatever the steps of multigrid training show.
         let plan = feed.plain_plan()?;
-        let epoch = self.position.epoch;
+        let epoch = self.kept.position.epoch;
         let from = Place { epoch, step_in_epoch: 0, step: plan.first_step(epoch) };
         let batches = batches.min(plan.steps_per_epoch(epoch));
         let mut stream = feed.train(&plan, &self.at, from, from.step + batches)?;
         if let BatchNorm::SubBatch { clips } = self.job.config.train.batch_norm {
-            self.state.model.set_norm_mode(NormMode::SubBatch(clips.into()));
+            self.kept.state.model.set_norm_mode(NormMode::SubBatch(clips.into()));
             self.shape.short = 1;
         }
         let mut clips = 0.0;
-        self.state.model.set_norm_momentum(1.0);
+        self.kept.state.model.set_norm_momentum(1.0);
         while let Some(batch) = stream.next()? {
             self.session.progress().tick();
+            self.session.check(self.at.generation)?;
             if batch.labels.is_empty() {
                 continue;
             }
             {
                 let _no_grad = tch::no_grad_guard();
                 let _autocast = self.autocast()?;
-                let _ = self.state.model.forward(&self.normalise.tensor(&batch)?, true)?;
+                let _ = self.kept.state.model.forward(&self.normalise.tensor(&batch)?, true)?;
             }
             let n = batch.labels.len() as f64;
             clips += n;
@@ -135,7 +181,7 @@ impl Generation<'_> {
                 let _ = squares.f_add_(&((&mean * &mean + var.f_to_kind(Kind::Double)?) * n))?;
             }
         }
-        self.state.model.set_norm_momentum(MOMENTUM);
+        self.kept.state.model.set_norm_momentum(MOMENTUM);
 
         let device = self.job.options.device.torch();
         let mut flat: Vec<Tensor> =

@@ -2,13 +2,17 @@
 //!
 //! ```text
 //! mod.rs         joins the job and trains in one generation after the other
+//! kept.rs        what outlives a generation, and how the ranks of a new one agree on it
 //! generation.rs  the loop itself: next batch, step, report, evaluate, checkpoint
 //! step.rs        one step: forward and backward passes, vote, clip, update
 //! measure.rs     between steps: precise batch norm, validation accuracy
+//! signals.rs     SIGTERM and SIGUSR1
 //! ```
 
 mod generation;
+mod kept;
 mod measure;
+mod signals;
 mod step;
 
 use crate::{
@@ -16,21 +20,29 @@ use crate::{
     checkpoint::layout::Place,
     device::Device,
     feed::{Feed, open_cache},
-    session::{self, Session},
+    session::{self, Assignment, Opening, Session},
+    state::State,
     trainset::TrainSet,
 };
 use configs::Config;
 use generation::Generation;
+use kept::Kept;
+use models::Recompute;
 use proto::v1::{self, worker_message::Kind as Message};
-use shards::{cache::Cache, format::Dataset};
+use shards::{cache::Cache, format::Dataset, stream::Stream};
+use signals::Signals;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 pub use step::autocast;
 use storage::Location;
+use tch::Tensor;
 use tokio::runtime::Runtime;
 use tonic::transport::Channel;
+
+/// Pauses between attempts to reach a coordinator that answered this trainer's supervisor before.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -41,46 +53,67 @@ pub struct TrainerOptions {
     pub threads: usize,
     /// The configuration this host believes in, if it was given one.
     pub config: Option<Config>,
+    /// Where the run's coordinators leave their addresses, and how long to look for one of them; absent: the address
+    /// above must answer at once.
+    pub look: Option<(Location, Duration)>,
 }
 
-/// Everything that outlives a generation.
+/// What is the same in every generation.
 struct Job {
     config: Config,
     dataset: Arc<Dataset>,
     set: TrainSet,
     cache: Option<Arc<Cache>>,
     run: Location,
-    channel: Channel,
     runtime: Runtime,
     options: TrainerOptions,
     host: String,
 }
 
-/// Joins the job and trains until the coordinator says that it is done.
+/// Joins the job and trains until the coordinator says that it is done, or lets this worker go.
 pub fn run(options: TrainerOptions) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
+    let signals = Signals::catch(runtime.handle())?;
     collective::init()?;
     collective::keep_pages();
     tch::set_num_threads(options.threads as i32);
-    let (job, mut session) = join(options)?;
+    let (job, mut session, mut kept) = join(options, runtime, &signals)?;
+    generations(&job, &mut session, &mut kept).map_err(|e| match e {
+        // It is the job that has changed, or this process that was given up: a fresh one may be welcome.
+        Error::SentAway(_) => e,
+        Error::Dismissed(_) if !session.is_job_over(job.runtime.handle()) => e,
+        e => Error::Final(Box::new(e)),
+    })
+}
+
+/// One generation after the other.
+fn generations(job: &Job, session: &mut Session, kept: &mut Kept) -> Result<()> {
     while let Some(assignment) = session.wait_assignment()? {
         let generation = assignment.generation;
-        match Generation::enter(&job, &mut session, assignment).and_then(|mut g| g.train()) {
+        match Generation::enter(job, session, kept, assignment).and_then(|mut g| g.train()) {
             Ok(()) => {}
-            Err(e) => {
-                let step = session.progress().step();
-                let fatal = !e.is_rejoin();
-                session.send(Message::Failed(v1::StepFailed {
-                    generation,
-                    step,
-                    error: e.to_string(),
-                    fatal,
-                }));
-                if fatal {
-                    session.flush(Duration::from_secs(2));
-                    return Err(e);
+            Err(e) if e.is_rejoin() => {
+                let step = kept.position.step;
+                kept.break_off(session);
+                tracing::warn!("step {} of generation {generation} is given up: failed to {e}", step + 1);
+                // Where the coordinator has ended the generation it needs no word of that.
+                if !matches!(e, Error::GenerationOver { .. }) {
+                    let (error, fatal) = (e.to_string(), false);
+                    session.send(Message::Failed(v1::StepFailed { generation, step, error, fatal }));
                 }
-                tracing::warn!("step {step} of generation {generation} is given up: failed to {e}");
-                session.progress().at("waiting", generation, 0, step);
+                session.progress().at("waiting", generation, kept.position.epoch, step);
+            }
+            Err(e) => {
+                if !e.is_own() {
+                    let (step, error, fatal) = (kept.position.step, e.to_string(), true);
+                    session.send(Message::Failed(v1::StepFailed { generation, step, error, fatal }));
+                    session.flush(Duration::from_secs(2));
+                }
+                return Err(e);
             }
         }
     }
@@ -99,6 +132,12 @@ impl Job {
         }
     }
 
+    /// This rank's training batches from a position to the end of the job.
+    fn batches(&self, at: &Assignment, from: Place) -> Result<Stream> {
+        let (feed, plan) = (self.feed(), &self.set.plan);
+        feed.train(plan, at, from, feed.total_steps(plan))
+    }
+
     /// The names of training clips, by their places inside the split.
     fn clip_ids(&self, places: &[u32]) -> Vec<String> {
         self.set.clip_ids(places)
@@ -109,24 +148,25 @@ impl Job {
     }
 }
 
-fn join(options: TrainerOptions) -> Result<(Job, Session)> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
-    let address = options.coordinator.clone();
-    let (channel, job) = runtime.block_on(async {
-        let channel = session::connect(&address).await?;
-        let job = session::get_job(channel.clone(), &address).await?;
-        Ok::<_, Error>((channel, job))
-    })?;
+/// All that takes long is done before the Hello: whoever is training waits for nothing but the group.
+fn join(options: TrainerOptions, runtime: Runtime, signals: &Signals) -> Result<(Job, Session, Kept)> {
+    let (address, channel, job) = runtime.block_on(reach(&options))?;
     let config = Config::parse("the coordinator's configuration", &job.config_toml, &[])?;
     let dataset =
         Arc::new(runtime.block_on(async {
             Dataset::open(&Location::parse(&config.data.url)?).await.map_err(Error::from)
         })?);
     let set = runtime.block_on(TrainSet::open(&config, &dataset))?;
+    if let Device::Cuda(_) = options.device {
+        collective::load_cuda()?;
+    }
+    let mut state = State::new(&config, &dataset.manifest.labels, options.device.torch())?;
+    if config.train.checkpoint_activations {
+        state.model.set_recompute(Some(Arc::new(ComputedAgain)));
+    }
+    let host = session::local_address(&address)?;
+    let run = Location::parse(&job.run_url)?;
+    let cache = open_cache(&config, &dataset);
     let hello = v1::Hello {
         protocol_version: proto::PROTOCOL_VERSION,
         worker: worker_name(options.device),
@@ -136,11 +176,58 @@ fn join(options: TrainerOptions) -> Result<(Job, Session)> {
         dataset_digest: dataset.digest.clone(),
         ..Default::default()
     };
-    let session = Session::open(runtime.handle(), channel.clone(), &address, hello)?;
-    let host = session::local_address(&address)?;
-    let run = Location::parse(&job.run_url)?;
-    let cache = open_cache(&config, &dataset);
-    Ok((Job { config, dataset, set, cache, run, channel, runtime, options, host }, session))
+    let opening = Opening {
+        channel,
+        address,
+        hello,
+        run: run.clone(),
+        run_url: job.run_url,
+        grace: config.cluster.coordinator_grace.duration(),
+        checkpoint: signals.checkpoint.clone(),
+    };
+    let session = Session::open(runtime.handle(), opening);
+    signals.ask_by(session.sender());
+    let job = Job { config, dataset, set, cache, run, runtime, options, host };
+    Ok((job, session, Kept::new(state)))
+}
+
+/// The coordinator's address, a channel to it, and its job.
+async fn reach(options: &TrainerOptions) -> Result<(String, Channel, v1::Job)> {
+    let reach_at = async |address: String| {
+        let channel = session::connect(&address).await?;
+        let job = session::get_job(channel.clone(), &address).await?;
+        Ok::<_, Error>((address, channel, job))
+    };
+    let began = now();
+    loop {
+        let failed = match reach_at(options.coordinator.clone()).await {
+            Err(e @ Error::Coordinator { .. }) => e,
+            reached => return reached,
+        };
+        let Some((run, patience)) = &options.look else { return Err(failed) };
+        // It may have moved.
+        if let Ok(Some(address)) = session::leader(run).await
+            && let Ok(reached) = reach_at(address).await
+        {
+            return Ok(reached);
+        }
+        if began.elapsed() >= *patience {
+            return Err(Error::Alone { seconds: patience.as_secs_f64(), why: failed.to_string() });
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Activation checkpointing by libtorch's autograd.
+#[derive(Debug)]
+struct ComputedAgain;
+
+impl Recompute for ComputedAgain {
+    fn run(&self, block: Arc<models::BlockFn>, x: &Tensor) -> models::Result<Tensor> {
+        let again = Arc::new(move |x: &Tensor| block(x).map_err(|e| e.to_string()));
+        collective::recompute(again, x)
+            .map_err(|e| models::Error::Lent { why: e.to_string(), peer: e.is_peer() })
+    }
 }
 
 /// Unique in the job, and telling: host-pid-device.

@@ -14,10 +14,6 @@ use tch::{Kind, Tensor};
 pub(super) struct Guard {
     buffers: Vec<Tensor>,
     before: Vec<Tensor>,
-    /// Steps skipped in a row.
-    skipped: u64,
-    /// Damaged clips that were spoken of, by their places in the split.
-    told: BTreeSet<u32>,
 }
 
 /// What this rank found in its part of a step.
@@ -33,48 +29,62 @@ impl Guard {
     pub(super) fn new(state: &State) -> Result<Self> {
         let buffers = state.buffers();
         let before = buffers.iter().map(|b| b.f_zeros_like()).collect::<std::result::Result<_, _>>()?;
-        Ok(Self { buffers, before, skipped: 0, told: BTreeSet::new() })
+        Ok(Self { buffers, before })
     }
 
-    fn remember(&mut self) -> Result<()> {
+    pub(super) fn remember(&mut self) -> Result<()> {
         Ok(foreach_copy(&self.before, &self.buffers)?)
     }
 
-    fn undo(&mut self) -> Result<()> {
+    pub(super) fn undo(&mut self) -> Result<()> {
         Ok(foreach_copy(&self.buffers, &self.before)?)
     }
 }
 
 impl Generation<'_> {
-    /// Every rank takes the step, or every rank skips it.
+    /// Every rank takes the step, or every rank skips it; a step that breaks off leaves the state as it was.
     pub(super) fn step(&mut self, batch: &Batch, lr: f64) -> Result<StepSummary> {
-        let config = &self.job.config;
         self.guard.remember()?;
-        self.reducer.zero_grad()?;
-        tch::manual_seed(step_seed(config.seed, self.position.step, self.at.rank));
-        let local = self.passes(batch)?;
-        let grads = self.state.gradients()?;
-        let scale = self.state.scaler.as_ref().map_or(1.0, |s| s.scale());
-        let norm = foreach_norm(&grads)? / scale;
-
-        let voted = now();
-        let mut summary = self.vote(&local, norm, batch)?;
-        summary.exchange = voted.elapsed();
+        let (local, grads, mut summary) = match self.try_step(batch) {
+            Ok(tried) => tried,
+            Err(e) => {
+                self.guard.undo()?;
+                return Err(e);
+            }
+        };
         // The same numbers on every rank, so every rank decides alike.
-        let overflow = self.state.scaler.as_mut().is_some_and(|s| s.update(summary.grad_norm.is_finite()));
+        let scale = self.kept.state.scaler.as_ref().map_or(1.0, |s| s.scale());
+        let overflow =
+            self.kept.state.scaler.as_mut().is_some_and(|s| s.update(summary.grad_norm.is_finite()));
         if summary.skipped || overflow {
             summary.skipped = true;
             self.skip(&local, &summary, overflow)?;
             return Ok(summary);
         }
-        self.guard.skipped = 0;
-        let clip = config.train.clip_norm.map_or(1.0, |most| (most / (summary.grad_norm + 1e-6)).min(1.0));
+        self.kept.skipped = 0;
+        let clip =
+            self.job.config.train.clip_norm.map_or(1.0, |most| (most / (summary.grad_norm + 1e-6)).min(1.0));
         let factor = clip / scale * (batch.global_clips as f64 / summary.shown as f64);
         if factor != 1.0 {
             foreach_mul(&grads, factor)?;
         }
-        self.state.update(lr)?;
+        self.kept.state.update(lr)?;
         Ok(summary)
+    }
+
+    /// All of a step that needs the other ranks.
+    fn try_step(&mut self, batch: &Batch) -> Result<(Local, Vec<Tensor>, StepSummary)> {
+        self.reducer.zero_grad()?;
+        tch::manual_seed(step_seed(self.job.config.seed, self.kept.position.step, self.at.rank));
+        let local = self.passes(batch)?;
+        let grads = self.kept.state.gradients()?;
+        let scale = self.kept.state.scaler.as_ref().map_or(1.0, |s| s.scale());
+        let norm = foreach_norm(&grads)? / scale;
+
+        let voted = now();
+        let mut summary = self.vote(&local, norm, batch)?;
+        summary.exchange = voted.elapsed() + self.reducer.exchange_wait()?;
+        Ok((local, grads, summary))
     }
 
     /// Loss and hits summed over this rank's clips. Gradients are left as the mean over all that the
@@ -123,12 +133,14 @@ impl Generation<'_> {
     ) -> Result<()> {
         let config = &self.job.config;
         let device = self.job.options.device.torch();
-        let targets = mix::targets(batch, part.clone(), self.state.model.classes(), config.loss, device)?;
+        let targets =
+            mix::targets(batch, part.clone(), self.kept.state.model.classes(), config.loss, device)?;
         let clips = self.normalise.part(batch, part.clone())?;
         let (clips, targets) = match &config.mix {
             // Each pass is mixed in its own way.
             Some(cfg) => {
-                let key = (config.seed, self.position.step, ((number as u64) << 32) | self.at.rank as u64);
+                let key =
+                    (config.seed, self.kept.position.step, ((number as u64) << 32) | self.at.rank as u64);
                 mix::mix(&clips, &targets, cfg, key)?
             }
             None => (clips, targets),
@@ -136,7 +148,7 @@ impl Generation<'_> {
         let logits = self.forward(&clips, exchange)?;
         let each = loss::of_each_clip(&logits, &targets, config.loss.kind)?;
         let scale = self.at.world as f64 / batch.global_clips as f64
-            * self.state.scaler.as_ref().map_or(1.0, |s| s.scale());
+            * self.kept.state.scaler.as_ref().map_or(1.0, |s| s.scale());
         collective::backward(&(each.f_sum(Kind::Float)? * scale))?;
 
         let each =
@@ -151,7 +163,7 @@ impl Generation<'_> {
     /// which the reducer sends what has been added up.
     fn forward(&self, clips: &Tensor, exchange: bool) -> Result<Tensor> {
         let _autocast = self.autocast()?;
-        let forward = || self.state.model.forward(clips, true).map_err(Error::from);
+        let forward = || self.kept.state.model.forward(clips, true).map_err(Error::from);
         if exchange { self.reducer.try_forward(forward) } else { forward() }
     }
 
@@ -163,9 +175,9 @@ impl Generation<'_> {
     /// batch norms exchange theirs, it takes part in every exchange with a count of zero.
     fn absent(&mut self, exchange: bool) -> Result<()> {
         let sync = self.job.config.train.batch_norm == BatchNorm::Sync;
-        self.state.model.set_absent(sync);
+        self.kept.state.model.set_absent(sync);
         let done = self.pass_of_zeros(sync, exchange);
-        self.state.model.set_absent(false);
+        self.kept.state.model.set_absent(false);
         done
     }
 
@@ -174,22 +186,30 @@ impl Generation<'_> {
         let clips = self.normalise.zeros(1)?;
         let logits = {
             let _autocast = self.autocast()?;
-            let forward = || self.state.model.forward(&clips, train).map_err(Error::from);
+            let forward = || self.kept.state.model.forward(&clips, train).map_err(Error::from);
             if exchange { self.reducer.try_forward(forward) } else { forward() }?
         };
         Ok(collective::backward(&(logits.f_sum(Kind::Float)? * 0.0))?)
     }
 
-    /// A few bytes over the group, the same answer on every rank: means over what was shown, and
-    /// whether any rank met a number that is not finite. The gradients are means over what was planned; damaged
+    /// A few bytes over the group, the same answer on every rank: means over what was shown, whether any rank met a
+    /// number that is not finite, and what any rank was asked for. The gradients are means over what was planned; damaged
     /// clips make that more than what was shown, which the norm is already that of.
     fn vote(&mut self, local: &Local, norm: f64, batch: &Batch) -> Result<StepSummary> {
         let device = self.job.options.device.torch();
         let bad = !local.loss.is_finite();
         // The norm is that of the same gradients everywhere, but its last bits may depend on a rank's threads.
         let missing: u32 = batch.missing.iter().map(|m| m.views).sum();
-        let mine =
-            [if bad { 0.0 } else { local.loss }, local.correct, f64::from(bad), norm, f64::from(missing)];
+        let asked = self.session.asked(self.at.generation)?;
+        let mine = [
+            if bad { 0.0 } else { local.loss },
+            local.correct,
+            f64::from(bad),
+            norm,
+            f64::from(missing),
+            f64::from(asked.leave),
+            f64::from(asked.checkpoint),
+        ];
         let sums = Tensor::from_slice(&mine).f_to_device(device)?;
         self.group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
         let sums = Vec::<f64>::try_from(&sums.f_to_device(tch::Device::Cpu)?)?;
@@ -199,7 +219,7 @@ impl Generation<'_> {
         if shown > 0 {
             grad_norm *= batch.global_clips as f64 / shown as f64;
         }
-        let scaled = self.state.scaler.is_some();
+        let scaled = self.kept.state.scaler.is_some();
         Ok(StepSummary {
             // Without the share that is no number it would be another mean.
             loss: if sums[2] > 0.0 || shown == 0 { f64::NAN } else { sums[0] / shown as f64 },
@@ -209,14 +229,15 @@ impl Generation<'_> {
             shown,
             missing: if missing > 0 { self.missing(batch, missing)? } else { vec![] },
             exchange: std::time::Duration::ZERO,
+            asked: self.session.agreed(sums[5] > 0.0, sums[6] > 0.0),
         })
     }
 
     /// The damaged clips of all ranks, which lack `views` views together. Every rank takes part.
     fn missing(&mut self, batch: &Batch, views: usize) -> Result<Vec<String>> {
-        let step = self.position.step + 1;
+        let step = self.kept.position.step + 1;
         for lost in &batch.missing {
-            if self.guard.told.insert(lost.clip) {
+            if self.kept.told.insert(lost.clip) {
                 let text =
                     format!("step {step} and later ones are taken without a clip: failed to {}", lost.why);
                 self.session.log("warn", text);
@@ -236,20 +257,20 @@ impl Generation<'_> {
     /// Leaves weights, optimizer and statistics as they were before the step; the step's clips are spent.
     fn skip(&mut self, local: &Local, summary: &StepSummary, overflow: bool) -> Result<()> {
         self.guard.undo()?;
-        let step = self.position.step + 1;
+        let step = self.kept.position.step + 1;
         if overflow && local.loss.is_finite() {
             // What a loss scaler lives by: it has halved its scale.
             return Ok(());
         }
-        self.guard.skipped += 1;
+        self.kept.skipped += 1;
         let clips = self.job.clip_ids(&local.bad);
         let why = match clips.is_empty() {
             _ if summary.shown == 0 => "all of its clips are damaged".into(),
             false => format!("the loss of {clips:?} is not a number"),
             true => format!("the norm of its gradients is {}", summary.grad_norm),
         };
-        if self.guard.skipped > self.job.config.train.max_skipped_steps {
-            return Err(Error::NonFinite { step, skipped: self.guard.skipped, why });
+        if self.kept.skipped > self.job.config.train.max_skipped_steps {
+            return Err(Error::NonFinite { step, skipped: self.kept.skipped, why });
         }
         let of_all = summary.shown == 0 || !summary.grad_norm.is_finite();
         if !clips.is_empty() || (self.at.rank == 0 && of_all) {

@@ -1,0 +1,114 @@
+//! Ways to the coordinator: its address, a channel to it, and where the run's newest one says that it is.
+
+use crate::{Error, Result};
+use proto::v1::{self, coordinator_client::CoordinatorClient};
+use std::{
+    net::{ToSocketAddrs, UdpSocket},
+    time::Duration,
+};
+use storage::Location;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+
+/// Where coordinators keep their journal, one JSON object an entry.
+const JOURNAL: &str = "coordinator/journal";
+/// A coordinator that goes on answers within this.
+const ASK: Duration = Duration::from_secs(3);
+
+/// Opens a channel to the coordinator with keep-alive, so that a dead peer or network is noticed.
+pub async fn connect(address: &str) -> Result<Channel> {
+    let url = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
+    let endpoint = Endpoint::from_shared(url)
+        .map_err(|e| {
+            Error::Usage(format!("understand the coordinator's address {address:?}: {e}; write host:port"))
+        })?
+        .connect_timeout(Duration::from_secs(10))
+        .http2_keep_alive_interval(Duration::from_secs(5))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .keep_alive_while_idle(true);
+    endpoint.connect().await.map_err(|e| Error::Coordinator { address: address.into(), why: chain(&e) })
+}
+
+/// What the worker needs to know before it can join.
+pub async fn get_job(channel: Channel, address: &str) -> Result<v1::Job> {
+    let request = v1::GetJobRequest { protocol_version: proto::PROTOCOL_VERSION };
+    let job = CoordinatorClient::new(channel)
+        .get_job(request)
+        .await
+        .map_err(|s| refusal(address, &s))?
+        .into_inner();
+    if job.protocol_version != proto::PROTOCOL_VERSION {
+        return Err(Error::Rejected(format!(
+            "the coordinator speaks protocol {}, this worker {}; run the same version of Marey on every host",
+            job.protocol_version,
+            proto::PROTOCOL_VERSION
+        )));
+    }
+    Ok(job)
+}
+
+/// Where the coordinator that wrote last to the run's journal is reached. `None`: nobody has, or left no address.
+pub async fn leader(run: &Location) -> Result<Option<String>> {
+    // Numbers have leading zeros.
+    let Some(last) = run.list(JOURNAL).await?.into_iter().map(|o| o.key).max() else { return Ok(None) };
+    let entry: serde_json::Value = serde_json::from_slice(&run.get(&last).await?).unwrap_or_default();
+    Ok(entry["address"].as_str().filter(|a| !a.is_empty()).map(String::from))
+}
+
+/// Whether the job of the coordinator at the other end is over, or it cannot be asked.
+pub async fn is_over(channel: Channel) -> bool {
+    let asked = CoordinatorClient::new(channel);
+    let status = timeout(ASK, async { asked.clone().status(v1::StatusRequest {}).await }).await;
+    !matches!(status, Ok(Ok(reply)) if reply.get_ref().state != "ended")
+}
+
+/// This host's address on the way to the coordinator: what the collectives listen on. No packet is sent.
+pub fn local_address(coordinator: &str) -> Result<String> {
+    let host = coordinator.split_once("://").map_or(coordinator, |(_, rest)| rest);
+    let fail = |e: std::io::Error| Error::Coordinator { address: coordinator.into(), why: e.to_string() };
+    let to = host.to_socket_addrs().map_err(fail)?.next();
+    let to = to.ok_or_else(|| fail(std::io::Error::other("the name has no address")))?;
+    let from = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(from).map_err(fail)?;
+    socket.connect(to).map_err(fail)?;
+    Ok(socket.local_addr().map_err(fail)?.ip().to_string())
+}
+
+/// A failed call: refused for good, or worth another try.
+pub(super) fn refusal(address: &str, s: &tonic::Status) -> Error {
+    match s.code() {
+        tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument | tonic::Code::PermissionDenied => {
+            Error::Rejected(s.message().to_string())
+        }
+        _ => Error::Coordinator { address: address.into(), why: format!("{}: {}", s.code(), s.message()) },
+    }
+}
+
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(s) = source {
+        text = format!("{text}: {s}");
+        source = s.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_last_entry_names_the_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = Location::parse(dir.path().to_str().unwrap()).unwrap();
+        assert_eq!(leader(&run).await.unwrap(), None);
+        let entries = [r#"{"kind":"claim","address":"a:1"}"#, r#"{"kind":"generation","address":"b:2"}"#];
+        for (i, text) in entries.iter().enumerate() {
+            run.put(&format!("{JOURNAL}/{:010}.json", i + 9), text.as_bytes().to_vec()).await.unwrap();
+        }
+        assert_eq!(leader(&run).await.unwrap().as_deref(), Some("b:2"));
+        run.put(&format!("{JOURNAL}/0000000011.json"), b"{}".to_vec()).await.unwrap();
+        assert_eq!(leader(&run).await.unwrap(), None);
+    }
+}

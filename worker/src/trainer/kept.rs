@@ -1,0 +1,222 @@
+//! What outlives a generation, and how the ranks of a new one agree on it.
+//!
+//! Survivors keep their state in memory. In a new group each rank says what it has; the newest step wins, for whoever
+//! has taken a step has heard the vote of all ranks on it. The lowest rank that holds it is the source, and whoever
+//! holds another step, or another digest of the same step, takes over the source's state.
+
+use super::Job;
+use crate::{
+    Error, Result,
+    checkpoint::layout::Place,
+    session::{Assignment, Session},
+    state::State,
+};
+use collective::{Group, ReduceOp};
+use prost::Message;
+use proto::v1;
+use std::collections::BTreeSet;
+use tch::{Tensor, kind::Element};
+use tokio::task::JoinHandle;
+
+/// One rank's training as it stands at a step boundary.
+pub(super) struct Kept {
+    pub(super) state: State,
+    /// Where the state stands; means nothing before `begun`.
+    pub(super) position: Place,
+    /// The state is the job's, not just fresh weights.
+    pub(super) begun: bool,
+    pub(super) owed: Owed,
+    /// Steps skipped in a row.
+    pub(super) skipped: u64,
+    /// Damaged clips that were spoken of, by their places in the split.
+    pub(super) told: BTreeSet<u32>,
+    /// What there was to report of the last step.
+    pub(super) report: Option<v1::StepReport>,
+    /// The last generation broke off: its rank 0 may not have reported that step.
+    pub(super) broke: bool,
+    /// This rank's share of the last checkpoint, on its way; a generation's end does not stop it.
+    pub(super) upload: Option<JoinHandle<Result<()>>>,
+    /// The last step that this rank took its share of a checkpoint of.
+    pub(super) saved: Option<u64>,
+    /// This process has finished a step.
+    pub(super) stepped: bool,
+}
+
+/// What is still to be done at the boundary where the state stands, before the next step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Owed {
+    pub(super) measure: bool,
+    pub(super) checkpoint: bool,
+}
+
+/// What one rank brings into a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Claim {
+    begun: bool,
+    step: u64,
+    digest: u64,
+}
+
+/// Whose state counts, and who must take it over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Agreement {
+    source: usize,
+    behind: Vec<usize>,
+}
+
+impl Kept {
+    /// Fresh weights and nothing done.
+    pub(super) fn new(state: State) -> Self {
+        Self {
+            state,
+            position: Place::default(),
+            begun: false,
+            owed: Owed::default(),
+            skipped: 0,
+            told: BTreeSet::new(),
+            report: None,
+            broke: false,
+            upload: None,
+            saved: None,
+            stepped: false,
+        }
+    }
+
+    /// The generation broke off. What it saved and is not committed yet may never be whole: it is owed anew.
+    pub(super) fn break_off(&mut self, session: &Session) {
+        self.broke = true;
+        self.owed.checkpoint |= self.saved.is_some_and(|step| session.committed() < Some(step));
+    }
+
+    /// Agrees with the other ranks of a new group, and leaves this one with the state that counts. False: nobody has
+    /// any, so it must be read. Every rank takes part.
+    pub(super) fn agree(&mut self, job: &Job, at: &Assignment, group: &Group) -> Result<bool> {
+        let mine = self.claim()?;
+        let claims = exchange(&mine, at, group, job)?;
+        let Some(agreed) = agreed(&claims) else { return Ok(false) };
+        let (source, sent) = (agreed.source, claims[agreed.source]);
+        if at.rank == source {
+            tell(&claims, &agreed);
+        }
+        let (place, owed, skipped) = self.hear_place(source, at.rank == source, group, job)?;
+        let behind = agreed.behind.contains(&at.rank);
+        if !agreed.behind.is_empty() {
+            // What a survivor has stays until all of the other state is here: the source may die on the way.
+            self.state.broadcast(group, source, behind && self.begun)?;
+        }
+        if behind {
+            let step = place.step;
+            tracing::info!("rank {} takes over the state of rank {source} at step {step}", at.rank);
+            let got = self.state.digest()?;
+            self.begun = got == sent.digest;
+            self.saved = None;
+            if !self.begun {
+                return Err(Error::Unlike { source_rank: source, step, got, sent: sent.digest });
+            }
+        }
+        (self.position, self.owed, self.skipped) = (place, owed, skipped);
+        Ok(true)
+    }
+
+    fn claim(&self) -> Result<Claim> {
+        Ok(match self.begun {
+            true => Claim { begun: true, step: self.position.step, digest: self.state.digest()? },
+            false => Claim::default(),
+        })
+    }
+
+    /// The source's position, what it owes there, and how many steps were skipped; kept is what it has to report of
+    /// the last step.
+    fn hear_place(
+        &mut self,
+        source: usize,
+        is_mine: bool,
+        group: &Group,
+        job: &Job,
+    ) -> Result<(Place, Owed, u64)> {
+        let Place { epoch, step_in_epoch, step } = self.position;
+        let report = self.report.take().filter(|_| is_mine && self.broke).map(|r| r.encode_to_vec());
+        let mut report = report.unwrap_or_default();
+        let owed = [self.owed.measure, self.owed.checkpoint].map(u64::from);
+        let numbers = [epoch, step_in_epoch, step, owed[0], owed[1], self.skipped, report.len() as u64];
+        let numbers = broadcast(&numbers.map(|n| n as i64), source, group, job)?;
+        let number = |i: usize| numbers.get(i).map_or(0, |n| *n as u64);
+        if number(6) > 0 {
+            report.resize(number(6) as usize, 0);
+            self.report = v1::StepReport::decode(&broadcast(&report, source, group, job)?[..]).ok();
+        }
+        let place = Place { epoch: number(0), step_in_epoch: number(1), step: number(2) };
+        Ok((place, Owed { measure: number(3) != 0, checkpoint: number(4) != 0 }, number(5)))
+    }
+}
+
+/// Every rank gets rank `root`'s numbers, which are as many everywhere.
+pub(super) fn broadcast<T: Element + Copy>(
+    numbers: &[T],
+    root: usize,
+    group: &Group,
+    job: &Job,
+) -> Result<Vec<T>> {
+    let numbers = Tensor::from_slice(numbers).f_to_device(job.options.device.torch())?;
+    group.broadcast(&numbers, root)?.wait()?;
+    Ok(Vec::try_from(&numbers.f_to_device(tch::Device::Cpu)?)?)
+}
+
+/// What each rank brings, by rank.
+fn exchange(mine: &Claim, at: &Assignment, group: &Group, job: &Job) -> Result<Vec<Claim>> {
+    let mut rows = vec![0i64; 3 * at.world];
+    let row = [i64::from(mine.begun), mine.step as i64, mine.digest as i64];
+    rows[3 * at.rank..3 * (at.rank + 1)].copy_from_slice(&row);
+    let rows = Tensor::from_slice(&rows).f_to_device(job.options.device.torch())?;
+    group.all_reduce(&rows, ReduceOp::Sum)?.wait()?;
+    let rows = Vec::<i64>::try_from(&rows.f_to_device(tch::Device::Cpu)?)?;
+    let claim = |r: &[i64]| Claim { begun: r[0] != 0, step: r[1] as u64, digest: r[2] as u64 };
+    Ok(rows.chunks(3).map(claim).collect())
+}
+
+/// The newest step wins, and among those who hold it the lowest rank. `None`: nobody has begun.
+fn agreed(claims: &[Claim]) -> Option<Agreement> {
+    let newest = claims.iter().filter(|c| c.begun).map(|c| c.step).max()?;
+    let source = claims.iter().position(|c| c.begun && c.step == newest)?;
+    let behind = (0..claims.len()).filter(|r| claims[*r] != claims[source]).collect();
+    Some(Agreement { source, behind })
+}
+
+/// Says who goes on from where, and whose state should have been the same.
+fn tell(claims: &[Claim], agreed: &Agreement) {
+    let Claim { step, digest, .. } = claims[agreed.source];
+    tracing::info!(
+        "going on from step {step} with the state in memory of rank {}; ranks that take it over: {:?}",
+        agreed.source,
+        agreed.behind
+    );
+    for rank in agreed.behind.iter().filter(|r| claims[**r].begun && claims[**r].step == step) {
+        tracing::warn!(
+            "rank {rank} has another state at step {step}: digest {:016x}, and {digest:016x} at rank {}, which counts",
+            claims[*rank].digest,
+            agreed.source
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(step: u64, digest: u64) -> Claim {
+        Claim { begun: true, step, digest }
+    }
+
+    #[test]
+    fn the_newest_step_wins_and_the_lowest_rank_that_holds_it_is_the_source() {
+        let newcomer = Claim::default();
+        let of = |claims: &[Claim]| agreed(claims).map(|a| (a.source, a.behind));
+        assert_eq!(of(&[newcomer, newcomer]), None);
+        assert_eq!(of(&[claim(5, 1), claim(5, 1)]), Some((0, vec![])));
+        assert_eq!(of(&[newcomer, claim(5, 1), claim(6, 2), claim(6, 2)]), Some((2, vec![0, 1])));
+        // The same step with another digest: the source's counts.
+        assert_eq!(of(&[claim(6, 2), claim(6, 3), claim(6, 2)]), Some((0, vec![1])));
+        // Step 0 of somebody who has begun outranks a newcomer.
+        assert_eq!(of(&[newcomer, claim(0, 9)]), Some((1, vec![0])));
+    }
+}

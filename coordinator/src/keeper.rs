@@ -2,11 +2,11 @@
 //! done.
 
 use crate::{
-    Error,
-    core::{Action, Event},
+    Error, Result,
+    core::{Action, Event, WholeCheckpoint},
     driver::{Input, report},
     journal::Journal,
-    manifest,
+    manifest::{self, Written},
 };
 use std::{sync::Arc, time::Duration};
 use storage::Location;
@@ -27,19 +27,7 @@ pub async fn keep(
             Action::Commit(mut whole) => {
                 let (step, mut pauses) = (whole.step, PAUSES.iter());
                 let done = loop {
-                    // Only the leader of the run may write or delete.
-                    let leads = journal.lock().await.still_leads().await;
-                    let done = match leads {
-                        Ok(()) => manifest::commit(&run, &whole).await,
-                        Err(e) => Err(e),
-                    };
-                    if let (Err(Error::Superseded { .. }), false) = (&done, whole.replaces)
-                        && journal.lock().await.still_leads().await.is_ok()
-                    {
-                        // A coordinator before this one wrote it when it led no longer.
-                        whole.replaces = true;
-                        continue;
-                    }
+                    let done = commit(&run, &journal, &mut whole).await;
                     let (e, pause) = match (done, pauses.next()) {
                         (Err(Error::Storage(e)), Some(pause)) if !e.is_usage() => (e, pause),
                         (done, _) => break done,
@@ -75,4 +63,20 @@ pub async fn keep(
             _ => {}
         }
     }
+}
+
+/// Writes the manifest as the leader of the run; looks again afterwards, for this process may have stood still
+/// meanwhile: whatever went wrong then is nobody's concern.
+async fn commit(run: &Location, journal: &Mutex<Journal>, whole: &mut WholeCheckpoint) -> Result<Written> {
+    let leads = async || journal.lock().await.still_leads().await;
+    leads().await?;
+    let mut done = manifest::commit(run, whole).await;
+    leads().await?;
+    if let (Err(Error::Superseded { .. }), false) = (&done, whole.replaces) {
+        // A coordinator before this one wrote it when it led no longer.
+        whole.replaces = true;
+        done = manifest::commit(run, whole).await;
+        leads().await?;
+    }
+    done
 }

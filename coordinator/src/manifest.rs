@@ -5,7 +5,7 @@
 
 use crate::{
     Error, Result,
-    core::{Step, WholeCheckpoint},
+    core::{CheckpointFile, Committed, Generation, Step, WholeCheckpoint},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use serde_json::{Map, Value};
@@ -24,22 +24,25 @@ pub struct Written {
     pub url: String,
 }
 
-/// Steps whose manifest exists, with the attempt that it names; empty where it cannot be read.
-pub async fn committed(run: &Location) -> Result<BTreeMap<Step, String>> {
+/// Steps whose manifest exists, with what it says of its origin; nothing where it cannot be read.
+pub async fn committed(run: &Location) -> Result<BTreeMap<Step, Committed>> {
     let listed = run.list(FOLDER).await?;
     let steps = listed.iter().filter(|o| o.key == manifest_key_of(&o.key)).filter_map(|o| step_of(&o.key));
-    let attempts = steps.map(|step| attempt_of(run.clone(), step)).collect::<Vec<_>>();
-    stream::iter(attempts).buffer_unordered(PARALLEL).try_collect().await
+    let origins = steps.map(|step| origin(run.clone(), step)).collect::<Vec<_>>();
+    stream::iter(origins).buffer_unordered(PARALLEL).try_collect().await
 }
 
-async fn attempt_of(run: Location, step: Step) -> Result<(Step, String)> {
+async fn origin(run: Location, step: Step) -> Result<(Step, Committed)> {
     let bytes = run.get_opt(&manifest_key(step)).await?.unwrap_or_default();
     let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-    Ok((step, manifest["attempt"].as_str().unwrap_or_default().to_string()))
+    let generation = Generation(manifest["generation"].as_u64().unwrap_or_default());
+    let attempt = manifest["attempt"].as_str().unwrap_or_default().to_string();
+    Ok((step, Committed { generation, attempt }))
 }
 
 /// Checks that every file is there at its size, then writes the manifest: the header that rank 0
-/// gave, the attempt, and the files.
+/// gave, the attempt, and the files. Then checks the files again: a process that stands still in between may
+/// come after another coordinator's sweep, and takes the manifest back.
 pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> {
     let step = whole.step.0;
     let bad = |why: String| Error::BadCheckpoint { step, why };
@@ -54,15 +57,22 @@ pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> 
             return Err(bad(format!("two ranks reported the file {}", f.key)));
         }
     }
-    let folder = folder(whole.step);
-    let checks =
-        whole.files.iter().map(|f| check_file(run.clone(), step, format!("{folder}/{}", f.key), f.bytes));
-    stream::iter(checks.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect::<()>().await?;
+    check_files(run, whole).await?;
     manifest.insert("attempt".into(), whole.attempt.clone().into());
     let files = serde_json::to_value(&whole.files).map_err(|e| bad(e.to_string()))?;
     manifest.insert("files".into(), files);
     let body = serde_json::to_vec_pretty(&manifest).map_err(|e| bad(e.to_string()))?;
 
+    let written = put(run, whole, body).await?;
+    if let Err(e @ Error::BadCheckpoint { .. }) = check_files(run, whole).await {
+        run.delete(&manifest_key(whole.step)).await?;
+        return Err(e);
+    }
+    Ok(written)
+}
+
+/// Writes the manifest over none, or over one that was refused.
+async fn put(run: &Location, whole: &WholeCheckpoint, body: Vec<u8>) -> Result<Written> {
     let key = manifest_key(whole.step);
     let written = Written { bytes: whole.files.iter().map(|f| f.bytes).sum(), url: run.url_of(&key) };
     // A store may answer a retried put with "exists" although the first try was ours.
@@ -107,10 +117,23 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
             BTreeSet::new()
         };
         let stray: Vec<String> = keys.into_iter().filter(|k| *k != manifest && !named.contains(k)).collect();
-        let deletions = stray.into_iter().map(|key| delete(run.clone(), key)).collect::<Vec<_>>();
+        let deletions = stray.iter().map(|key| delete(run.clone(), key.clone())).collect::<Vec<_>>();
         stream::iter(deletions).buffer_unordered(PARALLEL).try_collect::<()>().await?;
+        // One that led before may have written a manifest of them meanwhile, unaware that it leads no longer.
+        let now = if stray.is_empty() { None } else { files_named(run, &manifest).await? };
+        if now.is_some_and(|named| stray.iter().any(|key| named.contains(key))) {
+            run.delete(&manifest).await?;
+        }
     }
     Ok(())
+}
+
+async fn check_files(run: &Location, whole: &WholeCheckpoint) -> Result<()> {
+    let folder = folder(whole.step);
+    let check =
+        |f: &CheckpointFile| check_file(run.clone(), whole.step.0, format!("{folder}/{}", f.key), f.bytes);
+    let checks = whole.files.iter().map(check).collect::<Vec<_>>();
+    stream::iter(checks).buffer_unordered(PARALLEL).try_collect().await
 }
 
 /// An error unless the object is there with `expected` bytes: a report is not yet an upload.
@@ -162,7 +185,6 @@ fn step_of(key: &str) -> Option<Step> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{CheckpointFile, Generation};
 
     fn run() -> (tempfile::TempDir, Location) {
         let dir = tempfile::tempdir().unwrap();
@@ -178,9 +200,14 @@ mod tests {
             step: Step(step),
             attempt: attempt.into(),
             files: vec![CheckpointFile { key, bytes: 10, sha256: storage::sha256_hex(&[5; 10]) }],
-            header_json: r#"{"format":"marey-checkpoint","version":1}"#.into(),
+            header_json: r#"{"format":"marey-checkpoint","version":1,"generation":1}"#.into(),
             replaces: false,
         }
+    }
+
+    fn of_one(attempt: &str) -> BTreeMap<Step, Committed> {
+        let it = Committed { generation: Generation(1), attempt: attempt.into() };
+        BTreeMap::from([(Step(12000), it)])
     }
 
     fn keys(run: &Location) -> impl Future<Output = Vec<String>> {
@@ -199,7 +226,7 @@ mod tests {
         let json: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(json["format"], "marey-checkpoint");
         assert_eq!(json["files"][0]["key"], "g1/model-0-of-1.safetensors");
-        assert_eq!(committed(&run).await.unwrap(), BTreeMap::from([(Step(12000), "g1".to_string())]));
+        assert_eq!(committed(&run).await.unwrap(), of_one("g1"));
 
         let other = whole(&run, 12000, "g2").await;
         assert!(matches!(commit(&run, &other).await, Err(Error::Superseded { .. })));
@@ -211,7 +238,7 @@ mod tests {
         assert!(e.contains("step 13000") && e.contains("10 bytes"), "{e}");
         short.files[0].key = "../escape".into();
         assert!(matches!(commit(&run, &short).await, Err(Error::BadCheckpoint { .. })));
-        assert_eq!(committed(&run).await.unwrap(), BTreeMap::from([(Step(12000), "g2".to_string())]));
+        assert_eq!(committed(&run).await.unwrap(), of_one("g2"));
     }
 
     #[tokio::test]

@@ -19,11 +19,21 @@ const EVERY: u32 = 5;
 
 const INCIDENTS: &str = "metrics/incidents.jsonl";
 
-/// Takes notices until the channel closes, then writes the rest and returns. `incidents` are the lines that
-/// the run has already.
-pub async fn write(run: Location, incidents: String, mut notices: mpsc::UnboundedReceiver<Stamped>) {
+/// What the run has been told before this start, a JSON line each.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    pub incidents: String,
+    /// The last generation, which may be running still, and the lines of its file.
+    pub last: Option<(Generation, String)>,
+}
+
+/// Takes notices until the channel closes, then writes the rest and returns.
+pub async fn write(run: Location, history: History, mut notices: mpsc::UnboundedReceiver<Stamped>) {
     let mut file = File::default();
-    let mut told = Incidents { lines: incidents, dirty: false };
+    if let Some((generation, lines)) = history.last {
+        (file.generation, file.lines) = (Some(generation), lines);
+    }
+    let mut told = Incidents { lines: history.incidents, dirty: false };
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         let at_once = tokio::select! {
@@ -49,10 +59,21 @@ pub async fn write(run: Location, incidents: String, mut notices: mpsc::Unbounde
     file.put(&run).await;
 }
 
-/// The lines of the run's incidents so far.
-pub async fn incidents(run: &Location) -> Result<String> {
-    let bytes = run.get_opt(INCIDENTS).await?.unwrap_or_default();
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+/// Reads what the run has been told so far; `last` is its newest generation.
+pub async fn history(run: &Location, last: Generation) -> Result<History> {
+    let lines = async |key: &str| {
+        let bytes = run.get_opt(key).await?.unwrap_or_default();
+        Ok::<_, Error>(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let running = match last {
+        Generation(0) => None,
+        last => Some((last, lines(&file_of(last)).await?)),
+    };
+    Ok(History { incidents: lines(INCIDENTS).await?, last: running })
+}
+
+fn file_of(generation: Generation) -> String {
+    format!("metrics/generation-{:06}.jsonl", generation.0)
 }
 
 /// The incidents that `lines` tell of.
@@ -148,8 +169,7 @@ impl File {
 
     async fn put(&mut self, run: &Location) {
         let Some(generation) = self.generation.filter(|_| self.dirty) else { return };
-        let key = format!("metrics/generation-{:06}.jsonl", generation.0);
-        match run.put(&key, self.lines.clone().into_bytes()).await {
+        match run.put(&file_of(generation), self.lines.clone().into_bytes()).await {
             Ok(()) => self.dirty = false,
             // Metrics never stop a job; the next rewrite has these lines too.
             Err(e) => tracing::warn!("failed to {e}"),
@@ -178,7 +198,7 @@ mod tests {
         }
         send(Notice::Ended { ok: true, reason: "done".into() });
         drop(tx);
-        write(run.clone(), String::new(), rx).await;
+        write(run.clone(), History::default(), rx).await;
         let read = async |g: u64| {
             let bytes = run.get(&format!("metrics/generation-{g:06}.jsonl")).await.unwrap();
             let text = String::from_utf8(bytes.to_vec()).unwrap();
@@ -193,6 +213,15 @@ mod tests {
         assert_eq!(one[2]["unix_ms"], 7);
         assert!(one[2]["loss"].is_null());
         assert_eq!(two[2]["top1"], 0.5);
+
+        // A coordinator that was started again while generation 2 went on.
+        let (tx, rx) = mpsc::unbounded_channel();
+        let step = Notice::Step(StepReport { step: Step(3), ..Default::default() });
+        tx.send(Stamped { unix_ms: 8, notice: step }).unwrap();
+        drop(tx);
+        let before = history(&run, Generation(2)).await.unwrap();
+        write(run.clone(), before, rx).await;
+        assert_eq!(kinds(&read(2).await), "generation step eval ended step");
     }
 
     #[tokio::test]
@@ -213,12 +242,12 @@ mod tests {
         };
         for start in 1..=2 {
             let (tx, rx) = mpsc::unbounded_channel();
-            let before = incidents(&run).await.unwrap();
+            let before = history(&run, Generation(0)).await.unwrap();
             tx.send(Stamped { unix_ms: start, notice: Notice::Incident(incident(start)) }).unwrap();
             drop(tx);
             write(run.clone(), before, rx).await;
         }
-        let told = parse(&run, &incidents(&run).await.unwrap()).unwrap();
+        let told = parse(&run, &history(&run, Generation(0)).await.unwrap().incidents).unwrap();
         let expected = [1, 2].map(|n| Stamped { unix_ms: n, notice: Notice::Incident(incident(n)) });
         assert_eq!(told, expected);
         assert!(matches!(parse(&run, "{"), Err(Error::Damaged { .. })));

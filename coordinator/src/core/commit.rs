@@ -5,7 +5,7 @@
 //! it has is known from the first step that the later one reports, so until then the set is held.
 
 use super::Shard;
-use super::types::{Generation, Membership, Rank, Step, WholeCheckpoint};
+use super::types::{Committed, Generation, Membership, Rank, Step, WholeCheckpoint};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -15,16 +15,14 @@ const REMEMBERED: usize = 16;
 /// The checkpoints of the run as the core knows them.
 #[derive(Clone, Debug, Default)]
 pub struct Commits {
-    /// Steps whose manifest exists, with the attempt that it names.
-    committed: BTreeMap<Step, String>,
+    /// Steps whose manifest exists.
+    committed: BTreeMap<Step, Committed>,
     generations: BTreeMap<Generation, Known>,
     /// Parts that have come, by generation and step; a whole set stays until it is decided on.
     collecting: BTreeMap<(Generation, Step), BTreeMap<Rank, Shard>>,
-    in_flight: BTreeMap<Step, (Generation, String)>,
+    in_flight: BTreeMap<Step, Committed>,
     /// Sets that were handed out.
     delivered: BTreeSet<(Generation, Step)>,
-    /// What this coordinator's last manifest was of.
-    landed: Option<(Generation, Step)>,
 }
 
 /// What must be known of a generation to take its parts.
@@ -61,7 +59,7 @@ pub enum Decision {
 
 impl Commits {
     /// Starts from the manifests found in the run, and the generation that may still be running.
-    pub fn new(committed: BTreeMap<Step, String>, last: &Membership) -> Self {
+    pub fn new(committed: BTreeMap<Step, Committed>, last: &Membership) -> Self {
         let mut commits = Self { committed, ..Default::default() };
         if last.generation > Generation(0) {
             commits.announced(last.generation, last.names.clone(), true);
@@ -113,13 +111,13 @@ impl Commits {
                 "{from} reported a checkpoint part of rank {rank} of generation {generation}, which is {seat}"
             ));
         }
-        if self.committed.get(&step) == Some(&shard.attempt) {
+        if self.committed.get(&step).is_some_and(|c| c.attempt == shard.attempt) {
             return Offer::Committed(step);
         }
-        if let Some((g, s)) = self.landed.filter(|(g, s)| *g >= generation && *s > step) {
-            // Too late to matter, and perhaps swept away: what follows it in the same history is there.
-            tracing::debug!("a part of step {step} comes after the manifest of step {s}, generation {g}");
-            return Offer::Committed(s);
+        // Too late to matter, and perhaps swept away: what follows it in the same history is there.
+        let mut after = self.committed.range(step..).skip_while(|(s, _)| **s == step);
+        if let Some((later, _)) = after.find(|(_, c)| c.generation >= generation) {
+            return Offer::Committed(*later);
         }
         if self.delivered.contains(&(generation, step)) {
             return Offer::Noted;
@@ -174,7 +172,7 @@ impl Commits {
             return Some(Decision::Committed(step));
         }
         let head = parts.get(&Rank(0))?;
-        self.in_flight.insert(step, (generation, head.attempt.clone()));
+        self.in_flight.insert(step, Committed { generation, attempt: head.attempt.clone() });
         Some(Decision::Commit(WholeCheckpoint {
             generation,
             step,
@@ -191,11 +189,10 @@ impl Commits {
     /// have started from it otherwise), so it does not count among those kept; it is left for a
     /// person to look at until its step is reached and written again.
     pub fn committed(&mut self, step: Step, keep: usize) -> Vec<Step> {
-        if let Some((generation, attempt)) = self.in_flight.remove(&step) {
-            self.committed.insert(step, attempt);
-            self.landed = Some((generation, step));
+        if let Some(it) = self.in_flight.remove(&step) {
             // They would be swept away half made.
-            self.collecting.retain(|(g, s), _| *g > generation || *s > step);
+            self.collecting.retain(|(g, s), _| *g > it.generation || *s > step);
+            self.committed.insert(step, it);
         }
         let old: Vec<Step> =
             self.committed.range(..=step).rev().skip(keep.max(1)).map(|(step, _)| *step).collect();

@@ -26,8 +26,10 @@ impl Core {
             }
             // One that has left with the others goes when the last of them has.
             State::Running(r) if r.rank_of(id).is_some() => {}
-            // It might be the one that holds the newest state: `look_at_leavers` decides.
+            // It might be the one that holds the newest state: `look_at_leavers` decides, or the generation to
+            // come is left at once.
             State::Waiting(_) => {}
+            State::Recording(_) if self.is_needed_for_checkpoint() => {}
             _ => self.let_go(now, id, out),
         }
     }
@@ -116,10 +118,7 @@ impl Core {
         if let State::Waiting(_) = &self.state
             && self.members.iter().any(|m| m.leaving.is_some())
         {
-            let (here, least) = (self.members.len(), self.settings.min_workers as usize);
-            // They stay for a checkpoint that cannot be taken without them.
-            let needed = !self.drained && here >= least && self.too_few_would_stay();
-            if !needed || !self.members.iter().any(|m| m.has_state) {
+            if !self.is_needed_for_checkpoint() {
                 let gone: Vec<_> =
                     self.members.iter().filter(|m| m.leaving.is_some()).map(|m| m.id).collect();
                 gone.into_iter().for_each(|id| self.let_go(now, id, out));
@@ -187,6 +186,13 @@ impl Core {
             let (reason, checkpoint) = (reason.clone(), checkpoint);
             out.push(Action::Send { to, directive: Directive::Leave { generation, reason, checkpoint } });
         }
+    }
+
+    /// True if those who want to go stay for a checkpoint that cannot be taken without them.
+    fn is_needed_for_checkpoint(&self) -> bool {
+        let enough = self.members.len() >= self.settings.min_workers as usize;
+        let newer = !self.drained && self.members.iter().any(|m| m.has_state);
+        newer && enough && self.too_few_would_stay()
     }
 
     /// True if those who stay could not go on by themselves.

@@ -211,8 +211,17 @@ pub struct Found {
     pub epoch: Epoch,
     /// The newest recorded generation; the default: there is none.
     pub last: Membership,
-    /// The steps that have a manifest, with the attempt that it names.
-    pub committed: BTreeMap<Step, String>,
+    /// The steps that have a manifest.
+    pub committed: BTreeMap<Step, Committed>,
+}
+
+/// What a manifest names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// That wrote it.
+    pub generation: Generation,
+    /// Folder below the step's.
+    pub attempt: String,
 }
 
 /// A checkpoint of which every rank's part is there.

@@ -42,7 +42,8 @@ fn the_newest_are_kept() {
 
 #[test]
 fn refused_checkpoints_are_replaced_and_do_not_push_out_good_ones() {
-    let committed = [10, 20, 30].map(|s| (Step(s), "g3".to_string())).into();
+    let third = Committed { generation: Generation(3), attempt: "g3".into() };
+    let committed = [10, 20, 30].map(|s| (Step(s), third.clone())).into();
     let last = Membership { generation: Generation(3), ..Default::default() };
     let found = Found { last, committed, ..Default::default() };
     let mut job = Job::of(Core::new(Settings { workers: 1, ..settings() }, found));
@@ -99,13 +100,18 @@ fn a_set_that_becomes_whole_after_its_generation_counts_unless_its_step_was_done
 fn a_part_whose_manifest_is_there_is_answered_at_once() {
     let names = vec!["w1".to_string(), "w2".into()].into();
     let last = Membership { generation: Generation(3), names, ..Default::default() };
-    let committed = [(Step(10), "g3".to_string())].into();
+    let third = Committed { generation: Generation(3), attempt: "g3".into() };
+    let committed = [(Step(10), third)].into();
     let mut job = Job::of(Core::new(settings(), Found { last, committed, ..Default::default() }));
     job.join(1);
     job.join(2);
     job.shard(1, 3, 10, 0, 2);
     let told = Action::Send { to: WorkerId(1), directive: Directive::Committed { step: Step(10) } };
     assert!(job.look().contains(&told));
+    // What came before it in its history may have been deleted.
+    job.shard(1, 3, 5, 0, 2);
+    job.shard(2, 3, 5, 1, 2);
+    assert!(job.look().contains(&told) && job.commits.is_empty());
     // Another attempt at it, in the same history, is as good as the manifest that is there.
     job.step(1, 4, 11);
     job.shard(1, 4, 10, 0, 2);

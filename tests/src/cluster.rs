@@ -115,6 +115,7 @@ impl Cluster {
     }
 
     /// What a run of `workers` is that nothing disturbs, on this machine and in a folder.
+    #[track_caller]
     pub fn straight(&self, workers: usize, steps: u64) -> Ledger {
         let run = self.fixture.run("straight");
         let more = [format!("cluster.workers={workers}"), format!("train.max_steps={steps}")];
@@ -123,12 +124,19 @@ impl Cluster {
         let workers: Vec<Job> = (0..workers).map(|_| Job::worker(&address)).collect();
         coordinator.finish();
         let said: Vec<String> = workers.into_iter().map(Job::finish).collect();
-        Ledger::read(&run, &said)
+        Ledger::read(&run, &said, true)
     }
 
     /// What has become of a run; `said` is all that its workers said, dead ones too.
+    #[track_caller]
     pub fn ledger(&self, run: &str, said: &[String]) -> Ledger {
-        Ledger::read(&self.folder(run), said)
+        Ledger::read(&self.folder(run), said, true)
+    }
+
+    /// Likewise of one whose coordinator and workers died together: the last reports may be missing.
+    #[track_caller]
+    pub fn ledger_with_gaps(&self, run: &str, said: &[String]) -> Ledger {
+        Ledger::read(&self.folder(run), said, false)
     }
 
     /// The run as it is now, in a folder.

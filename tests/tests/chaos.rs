@@ -10,11 +10,11 @@ use tests::{
 };
 
 /// Jobs of this many steps end by themselves.
-const STEPS: u64 = 120;
+const STEPS: u64 = 64;
 
 fn limited(recipe: &str, overrides: &[&str]) -> Cluster {
     let steps = format!("train.max_steps={STEPS}");
-    Cluster::new(recipe, &[&["train.epochs=15", &*steps], overrides].concat())
+    Cluster::new(recipe, &[&["train.epochs=8", &*steps], overrides].concat())
 }
 
 /// For scenarios whose length depends on the machine; they are told to stop.
@@ -40,7 +40,7 @@ fn all_are_killed_and_started_again() {
     );
     let straight = cluster.straight(2, STEPS);
     let mut said = vec![];
-    for until in ["checkpoint of step 14", "step 30 of", "step 63 of"] {
+    for until in ["checkpoint of step 14", "step 38 of"] {
         let (mut coordinator, address) = cluster.coordinator("killed", 0, &[]);
         let workers: Vec<Job> = (0..2).map(|_| cluster.worker(0, &address)).collect();
         coordinator.wait_line(&[until]);
@@ -52,8 +52,8 @@ fn all_are_killed_and_started_again() {
     let end = coordinator.finish();
     assert!(end.contains("resumed from the checkpoint of step"), "{end}");
     said.extend(finish(workers));
-    let ledger = cluster.ledger("killed", &said);
-    assert_eq!(ledger.worlds(), [2, 2, 2, 2]);
+    let ledger = cluster.ledger_with_gaps("killed", &said);
+    assert_eq!(ledger.worlds(), [2, 2, 2]);
     ledger.equals(&straight);
 }
 
@@ -179,7 +179,7 @@ fn a_store_that_fails_at_every_point_of_a_commit() {
     ]);
     let (mut coordinator, address) = cluster.coordinator("faulty", 0, &[]);
     let workers: Vec<Job> = (0..2).map(|_| cluster.worker(0, &address)).collect();
-    coordinator.wait_line(&["checkpoint of step 40"]);
+    coordinator.wait_line(&["checkpoint of step 24"]);
     let faults = cluster.faults();
     for fault in ["lose", "answer", "reset"] {
         assert!(faults.get(fault).is_some_and(|n| *n > 0), "{faults:?}");
@@ -219,5 +219,5 @@ fn all_die_while_a_manifest_is_written() {
     let workers = (0..2).map(|_| cluster.worker(0, &address)).collect();
     coordinator.finish();
     said.extend(finish(workers));
-    cluster.ledger("killed", &said).equals(&straight);
+    cluster.ledger_with_gaps("killed", &said).equals(&straight);
 }

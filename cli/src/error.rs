@@ -18,6 +18,8 @@ pub enum Error {
     /// Nobody answers, or not as a coordinator does.
     #[error("reach the coordinator at {address}: {why}; is it running, and is the address right?")]
     Unreachable { address: String, why: String },
+    #[error("release the worker: {why}; `marey status {address}` names those who are there")]
+    NoWorker { why: String, address: String },
     /// The stream of events broke off.
     #[error("follow the job at {address}: {why}")]
     Broken { address: String, why: String },
@@ -27,6 +29,16 @@ pub enum Error {
     /// A child said what was wrong.
     #[error("{text}")]
     Said { text: String, status: std::process::ExitStatus },
+    /// An argument does not fit what is there.
+    #[error("{0}")]
+    Usage(String),
+    /// Something durable is damaged; what and where was said.
+    #[error("{0}")]
+    Damaged(String),
+    #[error(transparent)]
+    Access(#[from] proto::AccessError),
+    #[error(transparent)]
+    Storage(#[from] storage::Error),
     #[error(transparent)]
     Config(#[from] configs::Error),
     #[error(transparent)]
@@ -40,7 +52,8 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Died { status, .. } | Error::Said { status, .. } if status.code() != Some(2) => 1,
-            Error::Broken { .. } => 1,
+            Error::Broken { .. } | Error::Damaged(_) => 1,
+            Error::Storage(e) if !e.is_usage() => 1,
             Error::Report(e) => e.exit_code(),
             _ => 2,
         }

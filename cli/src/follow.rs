@@ -1,7 +1,10 @@
 //! Follows a coordinator's events to the end of the job, showing each.
 
-use crate::{Error, Result, screen::Screen};
-use proto::v1::{JobEnded, JobEvent, WatchRequest, coordinator_client::CoordinatorClient, job_event::Kind};
+use crate::{Error, Result, screen::Screen, words};
+use proto::{
+    Access, AccessArgs,
+    v1::{JobEnded, JobEvent, WatchRequest, coordinator_client::CoordinatorClient, job_event::Kind},
+};
 use tonic::Streaming;
 
 /// Follow a running job: the same display as `marey train`.
@@ -10,6 +13,8 @@ pub struct Args {
     /// The coordinator's address, host:port
     #[arg(long, value_name = "ADDR")]
     coordinator: String,
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 /// Returns the exit status: 0 if the job ended well.
@@ -20,7 +25,7 @@ pub fn command(args: &Args) -> Result<u8> {
         .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
     let mut screen = Screen::new();
     let ended = runtime.block_on(async {
-        let mut events = connect(&args.coordinator).await?;
+        let mut events = connect(&args.coordinator, &args.access.read()?).await?;
         follow(&args.coordinator, &mut events, &mut screen).await
     });
     screen.close();
@@ -28,11 +33,10 @@ pub fn command(args: &Args) -> Result<u8> {
 }
 
 /// Opens the stream of events.
-pub async fn connect(address: &str) -> Result<Streaming<JobEvent>> {
+pub async fn connect(address: &str, access: &Access) -> Result<Streaming<JobEvent>> {
     let unreachable = |why: String| Error::Unreachable { address: address.into(), why };
-    let channel = proto::channel(address).map_err(|e| unreachable(chain(&e)))?;
-    let reply = CoordinatorClient::new(channel).watch(WatchRequest {}).await;
-    Ok(reply.map_err(|s| unreachable(status(&s)))?.into_inner())
+    let reply = CoordinatorClient::new(access.connection(address)?).watch(WatchRequest {}).await;
+    Ok(reply.map_err(|s| unreachable(words::refusal(&s)))?.into_inner())
 }
 
 /// Shows events until the job has ended.
@@ -51,24 +55,7 @@ pub async fn follow(
                 }
             }
             Ok(None) => return Err(broken("the coordinator went away before the job ended".into())),
-            Err(s) => return Err(broken(status(&s))),
+            Err(s) => return Err(broken(words::refusal(&s))),
         }
     }
-}
-
-fn status(s: &tonic::Status) -> String {
-    match std::error::Error::source(s) {
-        Some(source) => chain(source),
-        None => s.message().to_string(),
-    }
-}
-
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

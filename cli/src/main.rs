@@ -1,6 +1,7 @@
 //! `marey`: one command for the whole of Marey. It links neither FFmpeg nor libtorch: what needs
 //! them runs in `marey-shards` and `marey-worker`, found beside this program or on PATH.
 
+mod checkpoints;
 mod children;
 mod error;
 mod follow;
@@ -8,6 +9,7 @@ mod predict;
 mod report;
 mod screen;
 mod siblings;
+mod status;
 mod train;
 mod words;
 
@@ -44,6 +46,10 @@ enum Command {
     Train(train::Args),
     /// Follow a running job
     Watch(follow::Args),
+    /// Show where a running job stands: members, checkpoint, incidents
+    Status(status::StatusArgs),
+    /// Let a worker of a running job go at the next step boundary
+    Release(status::ReleaseArgs),
     /// Coordinate the workers of one job (marey-coordinator)
     #[command(disable_help_flag = true)]
     Coordinator(Rest),
@@ -57,6 +63,9 @@ enum Command {
     Predict(predict::Args),
     /// Draw a run's curves and predictions as one HTML page
     Report(report::Args),
+    /// List, verify, export or remove a run's checkpoints
+    #[command(subcommand)]
+    Checkpoints(checkpoints::Command),
     /// Make a checkpoint of another implementation's weights (marey-worker import)
     #[command(disable_help_flag = true)]
     Import(Rest),
@@ -114,9 +123,12 @@ fn run(command: Command) -> Result<u8> {
         Command::Export(rest) => become_sibling(WORKER, Some("export"), &rest.args),
         Command::Models(rest) => become_sibling(WORKER, Some("models"), &rest.args),
         Command::Parity(rest) => become_sibling(WORKER, Some("parity"), &rest.args),
+        Command::Checkpoints(what) => checkpoints::command(what),
         Command::Predict(args) => predict::command(&args),
         Command::Report(args) => report::command(&args),
         Command::Train(args) => train::command(args),
+        Command::Status(args) => status::status(&args),
+        Command::Release(args) => status::release(&args),
         Command::Watch(args) => follow::command(&args),
     }
 }

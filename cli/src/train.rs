@@ -8,7 +8,10 @@ use crate::{
     siblings::{COORDINATOR, WORKER, become_sibling, find},
 };
 use configs::Config;
-use proto::v1::{JobEnded, JobEvent};
+use proto::{
+    AccessArgs,
+    v1::{JobEnded, JobEvent},
+};
 use std::{
     ffi::OsString,
     net::SocketAddr,
@@ -45,6 +48,11 @@ pub struct Args {
     /// Where the coordinator listens
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     listen: SocketAddr,
+    #[command(flatten)]
+    access: AccessArgs,
+    /// Accept a store without put-if-absent: only one coordinator ever runs on this location
+    #[arg(long)]
+    single_writer: bool,
     /// The devices to train on [default: cpu:N]
     #[arg(long, value_name = "DEVICES")]
     devices: Option<String>,
@@ -155,31 +163,42 @@ async fn train(
     ]);
     told.extend(["--config".into(), args.config.display().to_string()]);
     told.extend(overrides.iter().flat_map(|o| ["--set".to_string(), o.clone()]));
+    let shown = args.access.to_args();
+    told.extend(shown.iter().cloned());
+    told.extend(args.single_writer.then(|| "--single-writer".into()));
+    let access = args.access.read()?;
     let mut coordinator = Child::start("coordinator", coordinator, &told, logs, Some(Stdio::piped()))?;
 
     let address = tokio::select! {
         address = listening(&mut coordinator, screen) => address?,
-        _ = interrupt.recv() => return Ok(1),
-        _ = terminate.recv() => return Ok(1),
+        // Nothing has begun.
+        _ = interrupt.recv() => return Ok(0),
+        _ = terminate.recv() => return Ok(0),
     };
-    let mut events = follow::connect(&address).await?;
+    let mut events = follow::connect(&address, &access).await?;
     let devices = args.devices.clone().unwrap_or_else(|| format!("cpu:{}", args.workers.unwrap_or(1)));
-    let told = ["run", "--coordinator", &format!("http://{address}"), "--devices", &devices];
-    let mut worker = Child::start("worker", worker, &told.map(String::from), logs, None)?;
+    let mut told = ["run", "--coordinator", &address, "--devices", &devices].map(String::from).to_vec();
+    told.extend(shown);
+    let mut worker = Child::start("worker", worker, &told, logs, None)?;
 
-    let end = {
-        // A second signal finds this program no longer listening, and ends it at once.
+    let mut told = false;
+    let end = loop {
         let stop = async {
             tokio::select! {
                 _ = interrupt.recv() => "interrupted",
                 _ = terminate.recv() => "told to stop",
             }
         };
-        tokio::select! {
-            ended = follow::follow(&address, &mut events, screen) => End::Job(ended),
-            status = worker.wait() => End::Worker(status?),
-            why = stop => End::Told(why),
-        }
+        let why = tokio::select! {
+            ended = follow::follow(&address, &mut events, screen) => break End::Job(ended),
+            status = worker.wait() => break End::Worker(status?),
+            why = stop => why,
+        };
+        // The coordinator has the workers take a checkpoint; told a second time, it ends at once.
+        coordinator.terminate();
+        let then = if told { "ending at once" } else { "taking a checkpoint first; once more ends at once" };
+        screen.line(&format!("{why}: {then}"));
+        told = true;
     };
     match end {
         End::Job(ended) => finish(ended, &mut coordinator, &mut worker, screen).await,
@@ -195,14 +214,6 @@ async fn train(
                 None => Err(worker.died(status)),
             }
         }
-        End::Told(why) => {
-            screen.line(&format!("{why}: stopping; the same command goes on from the last checkpoint"));
-            coordinator.terminate();
-            worker.terminate();
-            coordinator.end(PATIENCE).await?;
-            worker.end(PATIENCE).await?;
-            Ok(1)
-        }
     }
 }
 
@@ -210,8 +221,6 @@ enum End {
     Job(Result<JobEnded>),
     /// All workers are gone.
     Worker(ExitStatus),
-    /// A signal.
-    Told(&'static str),
 }
 
 /// Waits for the coordinator's "listening on ADDRESS".

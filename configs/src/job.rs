@@ -1,6 +1,6 @@
 //! A job under the names the field uses. Units stand in the text ("30s", "256 MiB").
 
-use crate::{Data, Model, Multigrid, Optimizer, Schedule, Seconds};
+use crate::{Bytes, Data, Model, Multigrid, Optimizer, Schedule, Seconds};
 use serde::Deserialize;
 
 /// A whole training job.
@@ -165,6 +165,25 @@ pub struct Checkpoint {
     /// The newest k are kept.
     #[serde(default = "keep")]
     pub keep: usize,
+    /// Besides those, every checkpoint whose step is a multiple of this.
+    #[serde(default)]
+    pub keep_every: Option<u64>,
+    /// Besides those, the one with the best validation figure so far.
+    #[serde(default)]
+    pub keep_best: Option<Metric>,
+    /// Bytes a second that each worker's upload may take; absent: as fast as it goes.
+    #[serde(default)]
+    pub bandwidth: Option<Bytes>,
+}
+
+/// A figure of the evaluation; more is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Part of the clips whose likeliest class is right.
+    Top1,
+    /// Mean average precision, where clips bear several labels.
+    Map,
 }
 
 /// Who takes part.
@@ -263,7 +282,7 @@ fn restarts() -> u32 {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every_steps: None, keep: keep() }
+        Self { every_steps: None, keep: keep(), keep_every: None, keep_best: None, bandwidth: None }
     }
 }
 impl Default for Cluster {

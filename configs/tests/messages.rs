@@ -43,6 +43,10 @@ fn a_wrong_type_or_unit_names_its_key() {
     assert!(said.contains("data.prefetch"), "{said}");
     let said = refusal(&["data.cache={ folder = '/tmp/c', limit = '200' }"]);
     assert!(said.contains("data.cache.limit") && said.contains("256 MiB"), "{said}");
+    let said = refusal(&["checkpoint.bandwidth=fast"]);
+    assert!(said.contains("checkpoint.bandwidth") && said.contains("256 MiB"), "{said}");
+    let said = refusal(&["checkpoint.keep_best=loss"]);
+    assert!(said.contains("checkpoint.keep_best") && said.contains("top1"), "{said}");
     let said = refusal(&["cluster.gather=soon"]);
     assert!(said.contains("cluster.gather") && said.contains("\"30s\""), "{said}");
 }
@@ -142,6 +146,7 @@ fn sizes_that_do_not_fit_are_named() {
         ),
         (&["checkpoint.keep=0"], "checkpoint.keep", "keep at least 1"),
         (&["checkpoint.every_steps=0"], "checkpoint.every_steps", "greater than 0"),
+        (&["checkpoint.keep_every=0"], "checkpoint.keep_every", "greater than 0"),
         (&["cluster.min_workers=3"], "cluster.min_workers", "more than cluster.workers = 2"),
         (&["cluster.beat_timeout=0s"], "cluster.beat_timeout", "greater than 0"),
     ];

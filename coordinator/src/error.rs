@@ -39,11 +39,16 @@ pub enum Error {
     /// The address cannot be used.
     #[error("listen on {address}: {source}; give --listen an address of this machine")]
     Listen { address: SocketAddr, source: std::io::Error },
-    /// Plain HTTP off loopback must be asked for.
+    /// What lets strangers in off loopback must be asked for.
     #[error(
-        "listen on {address}: it is not a loopback address, and traffic is plain HTTP without a token in this version; give --insecure if the network is trusted"
+        "listen on {address}: it is not a loopback address, and {lacks}; or --insecure, if the network is trusted"
     )]
-    Insecure { address: SocketAddr },
+    Insecure { address: SocketAddr, lacks: &'static str },
+    /// Certificates or keys that cannot be used.
+    #[error("serve TLS: {why}")]
+    Tls { why: String },
+    #[error(transparent)]
+    Access(#[from] proto::AccessError),
     /// A rank's report cannot become a manifest.
     #[error("write the manifest of step {step}: {why}")]
     BadCheckpoint { step: u64, why: String },

@@ -2,8 +2,9 @@
 //!
 //! [`core`] decides, purely; everything else is its shell. The driver feeds it events and does
 //! what it says, `service` speaks gRPC, `journal` and `manifest` write the run's location,
-//! `store` holds the collective groups' keys.
+//! `store` holds the collective groups' keys, `connections` and `security` let in whom they may.
 
+mod connections;
 pub mod core;
 mod driver;
 mod error;
@@ -12,6 +13,7 @@ mod keeper;
 mod manifest;
 mod metrics;
 mod run;
+mod security;
 mod server;
 mod service;
 mod store;

@@ -14,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 /// Coordinates the workers of one training job.
 ///
-/// Prints "listening on ADDRESS" once its port is open. Traffic is plain HTTP without a token in
-/// this version, so it listens on loopback only, unless --insecure is given.
+/// Prints "listening on ADDRESS" once its port is open. On an address that is not loopback it asks for TLS, and for
+/// a token or certificates by which it knows its workers, unless --insecure is given.
 #[derive(Parser)]
 #[command(name = "marey-coordinator", version)]
 struct Args {
@@ -40,9 +40,14 @@ struct Args {
     /// Lead the run although a coordinator that does is alive; that one stops, and the workers come here
     #[arg(long)]
     take_over: bool,
-    /// Serve plain HTTP on an address that is not loopback
+    #[command(flatten)]
+    access: proto::AccessArgs,
+    /// Serve an address that is not loopback without encryption, or to anybody
     #[arg(long)]
     insecure: bool,
+    /// Accept a store without put-if-absent: only one coordinator ever runs on this location
+    #[arg(long)]
+    single_writer: bool,
     /// End when the program that started this one does (used by `marey train`)
     #[arg(long, hide = true)]
     die_with_parent: bool,
@@ -89,7 +94,9 @@ fn serve(args: Args) -> Result<Outcome, (String, u8)> {
             listen: args.listen,
             run: args.run,
             config,
+            access: args.access.read().map_err(|e| fail(e.into()))?,
             insecure: args.insecure,
+            single_writer: args.single_writer,
             advertise: args.advertise,
             take_over: args.take_over,
         };

@@ -5,9 +5,10 @@
 
 use crate::{
     Error, Result,
-    core::{CheckpointFile, Committed, Generation, Step, WholeCheckpoint},
+    core::{CheckpointFile, Generation, Kept, Scores, Step, WholeCheckpoint},
 };
 use futures::{StreamExt, TryStreamExt, stream};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use storage::{Location, PutOutcome};
@@ -24,20 +25,21 @@ pub struct Written {
     pub url: String,
 }
 
-/// Steps whose manifest exists, with what it says of its origin; nothing where it cannot be read.
-pub async fn committed(run: &Location) -> Result<BTreeMap<Step, Committed>> {
+/// Steps whose manifest exists, and what it says; nothing where it cannot be read.
+pub async fn committed(run: &Location) -> Result<BTreeMap<Step, Kept>> {
     let listed = run.list(FOLDER).await?;
     let steps = listed.iter().filter(|o| o.key == manifest_key_of(&o.key)).filter_map(|o| step_of(&o.key));
-    let origins = steps.map(|step| origin(run.clone(), step)).collect::<Vec<_>>();
-    stream::iter(origins).buffer_unordered(PARALLEL).try_collect().await
+    let kept = steps.map(|step| kept(run.clone(), step)).collect::<Vec<_>>();
+    stream::iter(kept).buffer_unordered(PARALLEL).try_collect().await
 }
 
-async fn origin(run: Location, step: Step) -> Result<(Step, Committed)> {
+async fn kept(run: Location, step: Step) -> Result<(Step, Kept)> {
     let bytes = run.get_opt(&manifest_key(step)).await?.unwrap_or_default();
     let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let attempt = manifest["attempt"].as_str().unwrap_or_default().into();
     let generation = Generation(manifest["generation"].as_u64().unwrap_or_default());
-    let attempt = manifest["attempt"].as_str().unwrap_or_default().to_string();
-    Ok((step, Committed { generation, attempt }))
+    let scores = manifest.get("scores").and_then(|s| Scores::deserialize(s).ok()).unwrap_or_default();
+    Ok((step, Kept { generation, attempt, scores }))
 }
 
 /// Checks that every file is there at its size, then writes the manifest: the header that rank 0
@@ -61,6 +63,10 @@ pub async fn commit(run: &Location, whole: &WholeCheckpoint) -> Result<Written> 
     manifest.insert("attempt".into(), whole.attempt.clone().into());
     let files = serde_json::to_value(&whole.files).map_err(|e| bad(e.to_string()))?;
     manifest.insert("files".into(), files);
+    if !whole.scores.is_empty() {
+        let scores = serde_json::to_value(whole.scores).map_err(|e| bad(e.to_string()))?;
+        manifest.insert("scores".into(), scores);
+    }
     let body = serde_json::to_vec_pretty(&manifest).map_err(|e| bad(e.to_string()))?;
 
     let written = put(run, whole, body).await?;
@@ -93,9 +99,11 @@ async fn put(run: &Location, whole: &WholeCheckpoint, body: Vec<u8>) -> Result<W
 }
 
 /// Deletes the folders of `old` steps, manifest first; then what no manifest names in the folders
-/// of steps before `newest`: attempts that were never committed. At `newest` itself another attempt may be
-/// on its way.
+/// of steps before `newest`: attempts that were never committed, and uploads that were never finished. At `newest`
+/// itself another attempt may be on its way. Nothing goes unless the manifest of `newest` can be read back and all
+/// its files are there.
 pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
+    verify(run, newest).await?;
     for step in old {
         run.delete(&manifest_key(*step)).await?;
     }
@@ -125,6 +133,10 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
             run.delete(&manifest).await?;
         }
     }
+    let unfinished = run.remove_unfinished(FOLDER, |key| step_of(key).is_some_and(|s| s < newest)).await?;
+    if unfinished > 0 {
+        tracing::info!("removed {unfinished} uploads of checkpoints that were never finished");
+    }
     Ok(())
 }
 
@@ -134,6 +146,21 @@ async fn check_files(run: &Location, whole: &WholeCheckpoint) -> Result<()> {
         |f: &CheckpointFile| check_file(run.clone(), whole.step.0, format!("{folder}/{}", f.key), f.bytes);
     let checks = whole.files.iter().map(check).collect::<Vec<_>>();
     stream::iter(checks).buffer_unordered(PARALLEL).try_collect().await
+}
+
+/// An error unless the manifest of `step` can be read and each of its files is there at its size.
+async fn verify(run: &Location, step: Step) -> Result<()> {
+    let bytes = run.get(&manifest_key(step)).await?;
+    let files: Option<Vec<(String, u64)>> = serde_json::from_slice::<Value>(&bytes).ok().and_then(|m| {
+        let files = m.get("files")?.as_array()?;
+        files.iter().map(|f| Some((f.get("key")?.as_str()?.to_string(), f.get("bytes")?.as_u64()?))).collect()
+    });
+    let why = || "it was read back as something else".to_string();
+    let files = files.ok_or_else(|| Error::BadCheckpoint { step: step.0, why: why() })?;
+    let checks = files
+        .into_iter()
+        .map(|(key, bytes)| check_file(run.clone(), step.0, format!("{}/{key}", folder(step)), bytes));
+    stream::iter(checks.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect::<()>().await
 }
 
 /// An error unless the object is there with `expected` bytes: a report is not yet an upload.
@@ -201,13 +228,13 @@ mod tests {
             attempt: attempt.into(),
             files: vec![CheckpointFile { key, bytes: 10, sha256: storage::sha256_hex(&[5; 10]) }],
             header_json: r#"{"format":"marey-checkpoint","version":1,"generation":1}"#.into(),
+            scores: Scores { top1: (step == 20).then_some(0.75), map: None },
             replaces: false,
         }
     }
 
-    fn of_one(attempt: &str) -> BTreeMap<Step, Committed> {
-        let it = Committed { generation: Generation(1), attempt: attempt.into() };
-        BTreeMap::from([(Step(12000), it)])
+    fn of_one(attempt: &str) -> BTreeMap<Step, Kept> {
+        BTreeMap::from([(Step(12000), Kept { generation: Generation(1), ..attempt.into() })])
     }
 
     fn keys(run: &Location) -> impl Future<Output = Vec<String>> {
@@ -253,6 +280,17 @@ mod tests {
         whole(&run, 30, "g0").await;
         // Being uploaded now.
         whole(&run, 40, "g1").await;
+        let kept = committed(&run).await.unwrap();
+        assert_eq!(kept.values().map(|k| k.scores.top1).collect::<Vec<_>>(), [None, Some(0.75), None]);
+
+        // The newest is not whole: nothing goes.
+        let file = "checkpoints/step-000000030/g1/model-0-of-1.safetensors";
+        run.put(file, vec![5u8; 9]).await.unwrap();
+        let before = keys(&run).await;
+        assert!(matches!(prune(&run, &[Step(10)], Step(30)).await, Err(Error::BadCheckpoint { .. })));
+        assert_eq!(keys(&run).await, before);
+        run.put(file, vec![5u8; 10]).await.unwrap();
+
         prune(&run, &[Step(10)], Step(30)).await.unwrap();
         assert_eq!(
             keys(&run).await,

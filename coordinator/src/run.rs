@@ -3,7 +3,7 @@
 use crate::{Error, Result};
 use configs::{Config, Job};
 use std::collections::BTreeMap;
-use storage::{Location, PutOutcome};
+use storage::Location;
 use toml::{Table, Value};
 
 const CONFIG: &str = "config.toml";
@@ -17,16 +17,20 @@ pub async fn dataset_digest(url: &str) -> Result<String> {
     }
 }
 
-/// Refuses stores that ignore put-if-absent: two coordinators could both believe they lead.
-pub async fn probe(run: &Location, unique: &str) -> Result<()> {
-    let key = format!("coordinator/probe-{unique}");
-    run.put(&key, b"first".to_vec()).await?;
-    let outcome = run.put_if_absent(&key, b"second".to_vec()).await;
-    run.delete(&key).await?;
-    match outcome? {
-        PutOutcome::Exists => Ok(()),
-        PutOutcome::Created => Err(storage::Error::NoConditionalPut { url: run.url().into() }.into()),
+/// Refuses stores without put-if-absent: two coordinators could both believe they lead. With `single_writer` such
+/// a store is taken all the same, with a warning, and its commits look before they write.
+pub async fn probe(run: Location, unique: &str, single_writer: bool) -> Result<Location> {
+    if run.honours_put_if_absent(&format!("coordinator/probe-{unique}")).await? {
+        return Ok(run);
     }
+    if !single_writer {
+        return Err(storage::Error::NoConditionalPut { url: run.url().into() }.into());
+    }
+    tracing::warn!(
+        "the store of {} has no put-if-absent: with --single-writer NOTHING stops a second coordinator of this run from overwriting this one's commits; never start one while this one may still run",
+        run.url()
+    );
+    Ok(run.with_single_writer())
 }
 
 /// Keeps the configuration beside the checkpoints, and refuses to mix two experiments in one run.
@@ -115,7 +119,7 @@ mod tests {
     #[tokio::test]
     async fn the_probe_leaves_nothing_behind() {
         let (_dir, run) = run();
-        probe(&run, "x").await.unwrap();
+        let run = probe(run, "x", false).await.unwrap();
         assert_eq!(run.list("coordinator").await.unwrap(), []);
     }
 

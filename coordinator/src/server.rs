@@ -1,18 +1,19 @@
 //! Puts the coordinator together: port, run location, services, driver.
 
 use crate::{
-    Error, Outcome, Result,
-    core::{Core, Found, Settings},
+    Error, Outcome, Result, connections,
+    core::{Core, Found, Retention, Settings},
     driver::{Driver, Signal, unix_ms},
     journal::{self, Claimant, Journal},
     manifest, metrics, run,
+    security::{self, Gate},
     service::Service,
     store::KeyValue,
     watch::Hub,
 };
 use configs::Config;
 use futures::Stream;
-use proto::v1;
+use proto::{Access, LARGEST_MESSAGE, v1};
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
@@ -23,13 +24,15 @@ use tokio::{
     net::TcpListener,
     sync::{Mutex, mpsc},
 };
+use tokio_rustls::TlsAcceptor;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tonic::transport::server::TcpIncoming;
+use tonic::{Code, service::interceptor::InterceptedService};
 
 /// Inputs that may wait for the driver before sessions are slowed down.
 const INPUTS: usize = 1024;
-/// Checkpoint reports of many ranks stay far below this.
-const LARGEST_MESSAGE: usize = 64 << 20;
+/// Calls under way on one connection: a worker's session, and its group's waits for keys.
+const MOST_CALLS: u32 = 256;
 /// How long a coordinator that leads already may take to say so.
 const ANSWER: Duration = Duration::from_secs(5);
 /// How long connections may stay open after the job has ended.
@@ -43,8 +46,12 @@ pub struct Options {
     /// Location of checkpoints, journal and metrics.
     pub run: String,
     pub config: Config,
-    /// Serve plain HTTP off loopback.
+    /// What callers must show, and what this end shows.
+    pub access: Access,
+    /// Serve off loopback without encryption, or to anybody.
     pub insecure: bool,
+    /// Use a store without put-if-absent: nobody else ever coordinates this run.
+    pub single_writer: bool,
     /// Where workers reach this coordinator, `host:port`; absent: the listening address.
     pub advertise: Option<String>,
     /// Lead the run although another coordinator does.
@@ -55,6 +62,8 @@ pub struct Options {
 pub struct Server {
     address: SocketAddr,
     listener: TcpListener,
+    tls: Option<TlsAcceptor>,
+    gate: Gate,
     service: Service,
     driver: Driver,
     inputs: mpsc::Receiver<crate::driver::Input>,
@@ -65,10 +74,9 @@ impl Server {
     /// claims the run, in this order: a second coordinator on an occupied port must not take the
     /// run from the first.
     pub async fn bind(options: Options) -> Result<Self> {
-        let Options { listen, run, config, insecure, advertise, take_over } = options;
-        if !listen.ip().is_loopback() && !insecure {
-            return Err(Error::Insecure { address: listen });
-        }
+        let Options { listen, run, config, access, insecure, single_writer, advertise, take_over } = options;
+        security::check(listen, &access, insecure)?;
+        let tls = security::tls(&access)?;
         let run = Location::parse(&run)?;
         let dataset_digest = run::dataset_digest(&config.data.url).await?;
         let listener = TcpListener::bind(listen).await.map_err(|source| match source.kind() {
@@ -82,9 +90,9 @@ impl Server {
             dataset_digest: dataset_digest.clone(),
             dataset_url: config.data.url.clone(),
         };
-        run::probe(&run, &me.leader).await?;
+        let run = run::probe(run, &me.leader, single_writer).await?;
         if !take_over {
-            refuse_if_led(&run, &me.address).await?;
+            refuse_if_led(&run, &me.address, &access).await?;
         }
         run::settle_config(&run, &config).await?;
         let (journal, last) = Journal::claim(&run, me, unix_ms()).await?;
@@ -113,7 +121,11 @@ impl Server {
             stop_grace: config.cluster.stop_grace.duration(),
             straggler_factor: config.cluster.straggler_factor,
             replace_stragglers: config.cluster.replace_stragglers,
-            keep: config.checkpoint.keep,
+            retention: Retention {
+                keep: config.checkpoint.keep,
+                keep_every: config.checkpoint.keep_every,
+                keep_best: config.checkpoint.keep_best,
+            },
         };
         let job = v1::Job {
             protocol_version: proto::PROTOCOL_VERSION,
@@ -141,7 +153,7 @@ impl Server {
             history,
             loopback: sender,
         };
-        Ok(Self { address, listener, service, driver, inputs })
+        Ok(Self { address, listener, tls, gate: Gate::new(&access), service, driver, inputs })
     }
 
     /// The address in use, with the real port.
@@ -151,19 +163,21 @@ impl Server {
 
     /// Serves until the job ends.
     pub async fn run(self, signals: impl Stream<Item = Signal>) -> Result<Outcome> {
-        let Self { address, listener, service, driver, inputs } = self;
+        let Self { address, listener, tls, gate, service, driver, inputs } = self;
         let closing = CancellationToken::new();
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = ReceiverStream::new(connections::open(listener, tls));
         let coordinator = v1::coordinator_server::CoordinatorServer::new(service.clone())
-            .max_decoding_message_size(LARGEST_MESSAGE);
+            .max_decoding_message_size(LARGEST_MESSAGE)
+            .max_encoding_message_size(LARGEST_MESSAGE);
         let store = v1::store_server::StoreServer::new(service).max_decoding_message_size(LARGEST_MESSAGE);
         // Whoever drops this future ends the server with it.
         let mut serving = AbortOnDropHandle::new(tokio::spawn(
             tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(proto::KEEPALIVE_EVERY))
                 .http2_keepalive_timeout(Some(proto::KEEPALIVE_TIMEOUT))
-                .add_service(coordinator)
-                .add_service(store)
+                .max_concurrent_streams(Some(MOST_CALLS))
+                .add_service(InterceptedService::new(coordinator, gate.clone()))
+                .add_service(InterceptedService::new(store, gate))
                 .serve_with_incoming_shutdown(incoming, closing.clone().cancelled_owned()),
         ));
         let outcome = tokio::select! {
@@ -185,18 +199,19 @@ impl Server {
 }
 
 /// An error if the coordinator that wrote last is alive and still leads this run.
-async fn refuse_if_led(run: &Location, mine: &str) -> Result<()> {
+async fn refuse_if_led(run: &Location, mine: &str, access: &Access) -> Result<()> {
     // Nobody else can be where this one listens, or where a name leads that is now its own.
     let Some(leader) = journal::leader(run).await?.filter(|l| l.address != mine) else { return Ok(()) };
-    let Ok(channel) = proto::channel(&leader.address) else { return Ok(()) };
+    let Ok(connection) = access.connection(&leader.address) else { return Ok(()) };
     let request = v1::GetJobRequest { protocol_version: proto::PROTOCOL_VERSION };
-    let mut client = v1::coordinator_client::CoordinatorClient::new(channel);
-    match tokio::time::timeout(ANSWER, client.get_job(request)).await {
-        Ok(Ok(job)) if job.get_ref().run_url == run.url() => {
-            Err(Error::Led { url: run.url().into(), address: leader.address })
-        }
-        _ => Ok(()),
-    }
+    let mut client = v1::coordinator_client::CoordinatorClient::new(connection);
+    let led = match tokio::time::timeout(ANSWER, client.get_job(request)).await {
+        Ok(Ok(job)) => job.get_ref().run_url == run.url(),
+        // Alive, with another token: perhaps this run's.
+        Ok(Err(status)) => status.code() == Code::Unauthenticated,
+        Err(_) => false,
+    };
+    if led { Err(Error::Led { url: run.url().into(), address: leader.address }) } else { Ok(()) }
 }
 
 /// Unlike any other coordinator's, also one on the same machine and port.

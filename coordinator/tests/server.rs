@@ -3,15 +3,18 @@
 
 use configs::Config;
 use coordinator::{Error, Options, Outcome, Server, Signal};
-use proto::v1::{
-    self, coordinator_client::CoordinatorClient, directive::Kind as Down, store_client::StoreClient,
-    worker_message::Kind as Up,
+use proto::{
+    Access, Connection,
+    v1::{
+        self, coordinator_client::CoordinatorClient, directive::Kind as Down, store_client::StoreClient,
+        worker_message::Kind as Up,
+    },
 };
 use std::{net::SocketAddr, path::Path, time::Duration};
 use tempfile::TempDir;
 use tokio::{sync::mpsc, task::JoinHandle, time::timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::{Code, Streaming, transport::Channel};
+use tonic::{Code, Streaming};
 
 /// Longer than anything here takes; only a hang reaches it.
 const LONG: Duration = Duration::from_secs(30);
@@ -41,7 +44,9 @@ impl Place {
             listen: "127.0.0.1:0".parse().unwrap(),
             run: self.run().display().to_string(),
             config: Config::parse("job.toml", include_str!("job.toml"), &all).unwrap(),
+            access: Access::default(),
             insecure: false,
+            single_writer: false,
             advertise: None,
             take_over: false,
         }
@@ -71,8 +76,8 @@ struct Running {
 }
 
 impl Running {
-    fn channel(&self) -> Channel {
-        proto::channel(&self.address.to_string()).unwrap()
+    fn channel(&self) -> Connection {
+        Access::default().connection(&self.address.to_string()).unwrap()
     }
 
     /// At once, without a checkpoint.

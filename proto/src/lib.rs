@@ -1,5 +1,8 @@
-//! The wire contract between coordinator, workers and watchers, and nothing else.
+//! The wire contract between coordinator, workers and watchers, and who may speak over it.
 #![allow(clippy::large_enum_variant, clippy::unwrap_used, missing_docs)]
+
+mod access;
+pub use access::{Access, AccessArgs, AccessError, Connection, ShowToken, token_of};
 
 /// Generated from `protos/marey/v1/marey.proto`.
 pub mod v1 {
@@ -14,15 +17,5 @@ pub const KEEPALIVE_EVERY: std::time::Duration = std::time::Duration::from_secs(
 /// A ping unanswered for this long ends the connection.
 pub const KEEPALIVE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// A lazy channel to a coordinator at `address` (`host:port` or `http://host:port`), with
-/// keep-alive set. It connects with the first call.
-pub fn channel(address: &str) -> Result<tonic::transport::Channel, tonic::transport::Error> {
-    let url = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
-    Ok(tonic::transport::Endpoint::from_shared(url)?
-        .connect_timeout(KEEPALIVE_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_EVERY)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect_lazy())
-}
+/// Neither side takes in a larger message: reports of a checkpoint and a job's configuration stay far below.
+pub const LARGEST_MESSAGE: usize = 4 << 20;

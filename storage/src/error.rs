@@ -36,7 +36,7 @@ pub enum Error {
     Unreachable { url: String, endpoint: String, why: String },
     /// The store does not honour put-if-absent: two writers could both win.
     #[error(
-        "use {url}: this store ignores put-if-absent (If-None-Match), so a commit could be overwritten; use a store that honours it"
+        "use {url}: this store ignores or refuses put-if-absent (If-None-Match), so a commit could be overwritten; use a store that honours it, or give the coordinator --single-writer if you make sure that no other ever runs on this location"
     )]
     NoConditionalPut { url: String },
     /// Anything else the store said.

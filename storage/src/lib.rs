@@ -7,11 +7,14 @@ mod error;
 mod location;
 mod reads;
 mod requests;
+mod unfinished;
+mod upload;
 
 pub use error::{Error, Result};
 pub use location::{Listed, Location, PutOutcome};
 pub use reads::Reads;
 pub use requests::{RequestPolicy, RequestStats};
+pub use upload::Bandwidth;
 
 use sha2::{Digest, Sha256};
 

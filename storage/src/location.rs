@@ -9,6 +9,7 @@ use object_store::{
     local::LocalFileSystem,
     path::Path,
 };
+use sha2::{Digest, Sha256};
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
 
 /// A prefix in a store. Cheap to clone.
@@ -17,9 +18,11 @@ pub struct Location {
     store: Arc<dyn ObjectStore>,
     prefix: Path,
     url: String,
-    endpoint: String,
+    pub(crate) endpoint: String,
     /// How the store was made; `None`: a local disk.
-    s3: Option<Arc<AmazonS3Builder>>,
+    pub(crate) s3: Option<Arc<AmazonS3Builder>>,
+    /// Nobody else writes here: see [`Location::with_single_writer`].
+    single_writer: bool,
 }
 
 /// Who won a put-if-absent.
@@ -38,6 +41,8 @@ pub struct Listed {
     pub key: String,
     /// Size in bytes.
     pub bytes: u64,
+    /// When it was written, in milliseconds since 1970.
+    pub unix_ms: i64,
 }
 
 impl Location {
@@ -86,6 +91,7 @@ impl Location {
                     url: url.trim_end_matches('/').into(),
                     endpoint: endpoint.unwrap_or_else(|| "the AWS default".into()),
                     s3: Some(Arc::new(builder)),
+                    single_writer: false,
                 })
             }
             Some(("file", path)) => Self::local(url, path),
@@ -105,6 +111,7 @@ impl Location {
             url: absolute.display().to_string(),
             endpoint: String::new(),
             s3: None,
+            single_writer: false,
         })
     }
 
@@ -186,32 +193,41 @@ impl Location {
         Ok(())
     }
 
-    /// Writes or replaces an object that may be large, atomically: in parts of 16 MiB where it has
-    /// more, so that no single request outlives the client's time limit. `chunks` are its bytes in order.
-    pub async fn put_chunks(&self, key: &str, chunks: Vec<Bytes>) -> Result<()> {
-        const PART: usize = 16 << 20;
-        if chunks.iter().map(Bytes::len).sum::<usize>() <= PART {
-            return self.put(key, chunks.into_iter().collect::<PutPayload>()).await;
-        }
-        let upload = self.store.put_multipart(&self.key(key)).await.map_err(|e| self.error(key, e))?;
-        let mut writer = WriteMultipart::new_with_chunk_size(upload, PART);
-        for chunk in chunks {
-            writer.wait_for_capacity(4).await.map_err(|e| self.error(key, e))?;
-            writer.put(chunk);
-        }
-        writer.finish().await.map_err(|e| self.error(key, e))?;
-        Ok(())
-    }
-
     /// Writes an object only if none is there: the house's one commit primitive. A lost reply
     /// looks like `Exists`: the caller compares what is there with its own.
     pub async fn put_if_absent(&self, key: &str, bytes: impl Into<PutPayload>) -> Result<PutOutcome> {
+        if self.single_writer {
+            return match self.head(key).await {
+                Ok(_) => Ok(PutOutcome::Exists),
+                Err(e) if e.is_not_found() => self.put(key, bytes).await.map(|()| PutOutcome::Created),
+                Err(e) => Err(e),
+            };
+        }
         let options = PutOptions { mode: PutMode::Create, ..Default::default() };
         match self.store.put_opts(&self.key(key), bytes.into(), options).await {
             Ok(_) => Ok(PutOutcome::Created),
             Err(object_store::Error::AlreadyExists { .. }) => Ok(PutOutcome::Exists),
             Err(e) => Err(self.error(key, e)),
         }
+    }
+
+    /// Tries put-if-absent out on `key`, which must be nobody else's: does this store honour it?
+    pub async fn honours_put_if_absent(&self, key: &str) -> Result<bool> {
+        self.put(key, b"first".to_vec()).await?;
+        let outcome = self.put_if_absent(key, b"second".to_vec()).await;
+        self.delete(key).await?;
+        match outcome {
+            Ok(outcome) => Ok(outcome == PutOutcome::Exists),
+            // A plain put went well a moment ago: it is the condition that the store does not know.
+            Err(Error::Store { source, .. }) if refuses_conditions(&source.to_string()) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// For a store without put-if-absent, where the caller makes sure that nobody else writes: looks first, then
+    /// puts.
+    pub fn with_single_writer(self) -> Self {
+        Self { single_writer: true, ..self }
     }
 
     /// Copies an object of another location to `key`, atomically: inside the store where both share it (a local
@@ -253,6 +269,17 @@ impl Location {
         Ok(())
     }
 
+    /// SHA-256 of a whole object, which may be large: read a piece at a time.
+    pub async fn sha256_of(&self, key: &str) -> Result<String> {
+        const PIECE: u64 = 16 << 20;
+        let (bytes, _) = self.head(key).await?;
+        let mut hasher = Sha256::new();
+        for at in (0..bytes).step_by(PIECE as usize) {
+            hasher.update(self.get_range(key, at..(at + PIECE).min(bytes)).await?);
+        }
+        Ok(crate::hex(&hasher.finalize()))
+    }
+
     /// Size and ETag of an object.
     pub async fn head(&self, key: &str) -> Result<(u64, Option<String>)> {
         let m = self.store.head(&self.key(key)).await.map_err(|e| self.error(key, e))?;
@@ -276,6 +303,7 @@ impl Location {
             .map_ok(|m| Listed {
                 key: m.location.as_ref().strip_prefix(&base).unwrap_or(m.location.as_ref()).to_string(),
                 bytes: m.size,
+                unix_ms: m.last_modified.timestamp_millis(),
             })
             .try_collect()
             .await
@@ -309,6 +337,11 @@ impl Location {
             source => Error::Store { url, source },
         }
     }
+}
+
+/// Whether a store's error says that it knows no conditional writes.
+fn refuses_conditions(text: &str) -> bool {
+    ["501", "NotImplemented", "not implemented"].iter().any(|w| text.contains(w))
 }
 
 /// `s3://bucket` of a URL; the same for all local paths.

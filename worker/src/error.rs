@@ -13,6 +13,8 @@ pub enum Error {
     #[error("join the job: {0}")]
     Rejected(String),
     #[error(transparent)]
+    Access(#[from] proto::AccessError),
+    #[error(transparent)]
     Config(#[from] configs::Error),
     #[error(transparent)]
     Storage(#[from] storage::Error),
@@ -109,7 +111,9 @@ impl Error {
         match self {
             Error::Final(e) if e.exit_code() != 2 => supervise::FINAL,
             Error::Final(_) => 2,
-            Error::Usage(_) | Error::Rejected(_) | Error::Config(_) | Error::Misfit(_) => 2,
+            Error::Usage(_) | Error::Rejected(_) | Error::Access(_) | Error::Config(_) | Error::Misfit(_) => {
+                2
+            }
             Error::Storage(e) if e.is_usage() => 2,
             Error::Data(e) if e.is_usage() => 2,
             Error::Model(source) | Error::Init { source, .. } if source.is_usage() => 2,

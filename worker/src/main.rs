@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use configs::Config;
+use proto::AccessArgs;
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 use storage::Location;
 use worker::{
@@ -28,6 +29,8 @@ enum Command {
         /// The coordinator's address, host:port.
         #[arg(long)]
         coordinator: String,
+        #[command(flatten)]
+        access: AccessArgs,
         /// cpu:N (N trainers), cuda:all, or cuda:0,1.
         #[arg(long, default_value = "cpu:1")]
         devices: String,
@@ -43,6 +46,8 @@ enum Command {
     Trainer {
         #[arg(long)]
         coordinator: String,
+        #[command(flatten)]
+        access: AccessArgs,
         #[arg(long)]
         device: String,
         #[arg(long, default_value_t = 1)]
@@ -97,11 +102,12 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<u8> {
     match command {
-        Command::Run { coordinator, devices, config, threads } => {
+        Command::Run { coordinator, access, devices, config, threads } => {
             let devices = parse_devices(&devices, || tch::Cuda::device_count().max(0) as usize)?;
             let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
             let threads = threads.unwrap_or((cores / devices.len()).max(1));
-            let mut extra = vec![];
+            let mut extra = access.to_args();
+            let access = access.read()?;
             if let Some(path) = config {
                 extra.extend(["--config".to_string(), path.display().to_string()]);
             }
@@ -110,14 +116,15 @@ fn run(command: Command) -> Result<u8> {
                 .enable_all()
                 .build()
                 .map_err(|source| Error::Io { path: "the async runtime".into(), source })?;
-            runtime.block_on(supervise::run(supervise::Node { coordinator, devices, extra, threads }))
+            runtime.block_on(supervise::run(supervise::Node { coordinator, access, devices, extra, threads }))
         }
-        Command::Trainer { coordinator, device, threads, config, run, grace } => {
+        Command::Trainer { coordinator, access, device, threads, config, run, grace } => {
             die_with_parent();
             let config = config.map(|path| Config::read(&path, &[])).transpose()?;
             let (device, run) = (Device::parse(&device)?, run.map(|url| Location::parse(&url)).transpose()?);
             let look = run.zip(grace.and_then(|s| Duration::try_from_secs_f64(s).ok()));
-            trainer::run(TrainerOptions { coordinator, device, threads, config, look })?;
+            let access = access.read()?;
+            trainer::run(TrainerOptions { coordinator, access, device, threads, config, look })?;
             Ok(0)
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),

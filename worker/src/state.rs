@@ -195,7 +195,7 @@ mod tests {
             p.advance(3);
         }
         assert_eq!(p, Place { epoch: 2, step_in_epoch: 1, step: 7 });
-        let every = |n| Checkpoint { every_steps: n, keep: 1 };
+        let every = |n| Checkpoint { every_steps: n, ..Default::default() };
         assert!(p.is_due(&every(Some(7))) && !p.is_due(&every(Some(2))) && !p.is_due(&every(None)));
     }
 }

@@ -1,10 +1,13 @@
 //! The c10d key-value store, reached over the coordinator's one gRPC port.
 
 use collective::KeyValue;
-use proto::v1::{self, store_client::StoreClient};
+use proto::{
+    Connection,
+    v1::{self, store_client::StoreClient},
+};
 use std::{future::Future, time::Duration};
 use tokio::{runtime::Handle, sync::watch};
-use tonic::{Request, Response, Status, transport::Channel};
+use tonic::{Request, Response, Status};
 
 /// Longer than any wait the server is asked for, so that its own answer arrives first.
 const GRACE: Duration = Duration::from_secs(5);
@@ -12,14 +15,14 @@ const GRACE: Duration = Duration::from_secs(5);
 /// Blocking client: c10d calls it from its own threads, never from a runtime's.
 pub struct StoreOverGrpc {
     /// To whichever coordinator was reached last.
-    channel: watch::Receiver<Channel>,
+    channel: watch::Receiver<Connection>,
     runtime: Handle,
     timeout: Duration,
 }
 
 impl StoreOverGrpc {
     /// `timeout` bounds the calls that do not wait for a key.
-    pub fn new(channel: watch::Receiver<Channel>, runtime: Handle, timeout: Duration) -> Self {
+    pub fn new(channel: watch::Receiver<Connection>, runtime: Handle, timeout: Duration) -> Self {
         Self { channel, runtime, timeout }
     }
 
@@ -28,7 +31,7 @@ impl StoreOverGrpc {
         what: &str,
         message: Q,
         wait: Duration,
-        f: impl FnOnce(StoreClient<Channel>, Request<Q>) -> F,
+        f: impl FnOnce(StoreClient<Connection>, Request<Q>) -> F,
     ) -> Result<A, String>
     where
         F: Future<Output = Result<Response<A>, Status>>,

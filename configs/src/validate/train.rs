@@ -10,6 +10,7 @@ impl Rules<'_> {
         self.require(t.max_steps != Some(0), "train.max_steps", "0 must be greater than 0")?;
         self.require(c.every_steps != Some(0), "checkpoint.every_steps", "0 must be greater than 0")?;
         self.require(c.keep > 0, "checkpoint.keep", "0 would keep no checkpoint; keep at least 1")?;
+        self.require(c.keep_every != Some(0), "checkpoint.keep_every", "0 must be greater than 0")?;
         self.require(t.micro_batch != Some(0), "train.micro_batch", "0 must be greater than 0")?;
         if let Some(norm) = t.clip_norm {
             self.positive("train.clip_norm", norm)?;

@@ -14,6 +14,7 @@
 //! membership.rs  everybody who is here
 //! seating.rs     which rank whom
 //! commit.rs      which checkpoints are whole
+//! retention.rs   which of them stay
 //! incident.rs    what cost the job time
 //! straggler.rs   ranks slower than the others
 //! status.rs      where the job stands
@@ -28,6 +29,7 @@ mod leave;
 mod loss;
 mod membership;
 mod reports;
+mod retention;
 mod seating;
 mod status;
 mod straggler;
@@ -41,6 +43,7 @@ mod tests;
 pub use incident::{Incident, What};
 pub use loss::MOST_BARREN_GENERATIONS;
 pub use reports::*;
+pub use retention::{Kept, Retention, Scores};
 pub use status::{MemberStatus, Status};
 pub use types::*;
 
@@ -129,6 +132,7 @@ impl Core {
             Event::Step { worker, report } => self.step(now, worker, report, &mut out),
             Event::Eval { worker, report } => {
                 if self.running_rank(worker, report.generation) == Some(Rank(0)) {
+                    self.commits.evaluated(report.step, Scores::of(&report));
                     out.push(Action::Publish(Notice::Eval(report)));
                 }
             }
@@ -163,7 +167,7 @@ impl Core {
             Event::Disconnected { worker, why } => self.lose(now, vec![(worker, why)], &mut out),
             Event::Recorded { generation } => self.recorded(now, generation, &mut out),
             Event::Committed { step, bytes, manifest } => {
-                let delete = self.commits.committed(step, self.settings.keep);
+                let delete = self.commits.committed(step, &self.settings.retention);
                 self.to_all(Directive::Committed { step }, &mut out);
                 out.push(Action::Publish(Notice::Checkpoint { step, bytes, manifest }));
                 out.push(Action::Prune { delete, newest: step });

@@ -115,7 +115,7 @@ impl World {
                         assert!(self.manifests.remove(&step) && step < newest);
                     }
                     let kept = self.manifests.range(..=newest).count();
-                    assert!((1..=self.settings.keep).contains(&kept));
+                    assert!((1..=self.settings.retention.keep).contains(&kept));
                 }
                 Action::Close { to } => {
                     self.sessions.retain(|_, id| *id != to);
@@ -235,7 +235,8 @@ proptest! {
 
     #[test]
     fn every_history_keeps_the_promises(moves in moves(), min_workers in 1..3u32, keep in 1..3usize) {
-        let settings = Settings { min_workers, keep, max_workers: 3, ..settings() };
+        let retention = Retention { keep, ..settings().retention };
+        let settings = Settings { min_workers, retention, max_workers: 3, ..settings() };
         let mut world = World {
             core: Core::new(settings.clone(), Found::default()),
             settings,

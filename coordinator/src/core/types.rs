@@ -2,7 +2,11 @@
 //!
 //! Nothing here knows the wire: `crate::wire` converts at the edge.
 
-use super::{incident::Incident, reports::*};
+use super::{
+    incident::Incident,
+    reports::*,
+    retention::{Kept, Retention, Scores},
+};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -211,17 +215,8 @@ pub struct Found {
     pub epoch: Epoch,
     /// The newest recorded generation; the default: there is none.
     pub last: Membership,
-    /// The steps that have a manifest.
-    pub committed: BTreeMap<Step, Committed>,
-}
-
-/// What a manifest names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Committed {
-    /// That wrote it.
-    pub generation: Generation,
-    /// Folder below the step's.
-    pub attempt: String,
+    /// The steps that have a manifest, with the attempt that it names.
+    pub committed: BTreeMap<Step, Kept>,
 }
 
 /// A checkpoint of which every rank's part is there.
@@ -233,6 +228,8 @@ pub struct WholeCheckpoint {
     /// In the order of ranks.
     pub files: Vec<CheckpointFile>,
     pub header_json: String,
+    /// Of the evaluation at this step, if there was one.
+    pub scores: Scores,
     /// A manifest of this step exists, and the generation did not start from it: it was refused.
     pub replaces: bool,
 }
@@ -304,6 +301,6 @@ pub struct Settings {
     /// A rank whose own time is this many times the median's is a straggler.
     pub straggler_factor: Option<f64>,
     pub replace_stragglers: bool,
-    /// Newest checkpoints kept; at least one.
-    pub keep: usize,
+    /// Which checkpoints stay.
+    pub retention: Retention,
 }

@@ -7,7 +7,7 @@ use crate::{
     trainer::{Group, Inside, Move, State},
     worker::Worker,
 };
-use coordinator::core::{Event, Generation, Settings, Step};
+use coordinator::core::{Event, Generation, Retention, Settings, Step};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
@@ -192,7 +192,7 @@ impl World {
             stop_grace: 30 * second,
             straggler_factor: None,
             replace_stragglers: false,
-            keep: rng.between(1, 3) as usize,
+            retention: Retention { keep: rng.between(1, 3) as usize, keep_every: None, keep_best: None },
         };
         let total = rng.between(20, 120);
         let peace_at = rng.between(20, 240) * 1000;

@@ -24,6 +24,8 @@ pub enum Fault {
     Lose,
     /// Resets the connection before the request is passed on.
     Reset,
+    /// Says "created" where the answer is that the object exists: as a store that ignores put-if-absent does.
+    Blind,
 }
 
 /// What the store says when it has too much to do.
@@ -140,6 +142,7 @@ impl Fault {
             Self::Flip => "flip",
             Self::Lose => "lose",
             Self::Reset => "reset",
+            Self::Blind => "blind",
         }
     }
 
@@ -195,9 +198,10 @@ impl FromStr for Rule {
             "flip" => Fault::Flip,
             "lose" => Fault::Lose,
             "reset" => Fault::Reset,
+            "blind" => Fault::Blind,
             other => {
                 return Err(format!(
-                    "{other:?}: the faults are delay, stall, stall-body, answer, cut, shorten, flip, lose and reset"
+                    "{other:?}: the faults are delay, stall, stall-body, answer, cut, shorten, flip, lose, reset and blind"
                 ));
             }
         };

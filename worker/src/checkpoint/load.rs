@@ -29,6 +29,8 @@ pub struct Loaded {
     pub header: Header,
     /// The step's folder, for messages.
     pub url: String,
+    /// Of its files, what this process itself read from the store.
+    pub read_bytes: u64,
     parts: Parts,
 }
 
@@ -43,6 +45,18 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// Adds the tensors of a file whose bytes were verified.
+    pub(super) fn take(&mut self, folder: &Location, file: &FileEntry, bytes: &[u8]) -> Result<()> {
+        let wrong = |why: &str| broken(folder, &file.key, why);
+        let into = self.of(part_of(folder, file)?);
+        for (name, tensor) in tensors_of(bytes).map_err(|why| wrong(&why))? {
+            if into.insert(name.clone(), tensor).is_some() {
+                return Err(wrong(&format!("{name} is also in another file")));
+            }
+        }
+        Ok(())
+    }
+
     fn of(&mut self, part: Part) -> &mut HashMap<String, Tensor> {
         match part {
             Part::Model => &mut self.model,
@@ -73,19 +87,8 @@ pub async fn newest(location: &Location) -> Result<Vec<Candidate>> {
     Ok(steps.into_iter().rev().map(candidate).collect())
 }
 
-/// The newest whole checkpoint at `location`; `None` where none was ever finished. Each one that is
-/// passed over goes to `log` with the reason.
-///
-/// # Errors
-/// Where the store fails (that says nothing about the checkpoint), where a newer version of this
-/// program wrote the newest one, and where all finished checkpoints are damaged: starting anew
-/// without a word would lose the run.
-pub async fn load_best(location: &Location, log: impl FnMut(String)) -> Result<Option<Loaded>> {
-    best(location, &Part::ALL, log).await
-}
-
 /// The checkpoint for a command's `--checkpoint`, without its optimizer state; averaged weights, where
-/// there are any, take the place of the last step's. As [`load_best`], but none is an error.
+/// there are any, take the place of the last step's. As [`best`], but none is an error.
 pub async fn open(location: &Location, log: impl FnMut(String)) -> Result<Loaded> {
     let mut loaded = best(location, &[Part::Model, Part::Ema], log).await?.ok_or_else(|| {
         Error::Usage(format!(
@@ -99,12 +102,23 @@ pub async fn open(location: &Location, log: impl FnMut(String)) -> Result<Loaded
     Ok(loaded)
 }
 
-async fn best(location: &Location, parts: &[Part], mut log: impl FnMut(String)) -> Result<Option<Loaded>> {
+/// These `parts` of the newest whole checkpoint at `location`; `None` where none was ever finished. Each one that is
+/// passed over goes to `log` with the reason.
+///
+/// # Errors
+/// Where the store fails (that says nothing about the checkpoint), where a newer version of this
+/// program wrote the newest one, and where all finished checkpoints are damaged: starting anew
+/// without a word would lose the run.
+pub async fn best(
+    location: &Location,
+    parts: &[Part],
+    mut log: impl FnMut(String),
+) -> Result<Option<Loaded>> {
     let mut damaged = None;
     for candidate in newest(location).await? {
         let url = candidate.folder.url().to_string();
         if !candidate.complete {
-            log(format!("checkpoint {url} was never finished (no {}): passed over", layout::MANIFEST));
+            log(never_finished(&url));
             continue;
         }
         match read(&candidate.folder, parts).await {
@@ -126,26 +140,26 @@ async fn best(location: &Location, parts: &[Part], mut log: impl FnMut(String)) 
 /// parsed. Whatever is wrong with the checkpoint itself is an [`Error::Checkpoint`].
 pub async fn read(folder: &Location, parts: &[Part]) -> Result<Loaded> {
     let manifest = manifest(folder).await?;
-    let mut into = Parts::default();
+    let (mut into, mut read_bytes) = (Parts::default(), 0);
     for file in &manifest.files {
-        let part = layout::part_of(&file.key).ok_or_else(|| {
-            broken(folder, &file.key, "the manifest names a file that is none of a checkpoint's")
-        })?;
-        if !parts.contains(&part) {
-            continue;
-        }
-        let bytes = verified(folder, file).await?;
-        let into = into.of(part);
-        for (name, tensor) in tensors_of(&bytes).map_err(|why| broken(folder, &file.key, &why))? {
-            if into.insert(name.clone(), tensor).is_some() {
-                return Err(broken(folder, &file.key, &format!("{name} is also in another file")));
-            }
+        if parts.contains(&part_of(folder, file)?) {
+            into.take(folder, file, &verified(folder, file).await?)?;
+            read_bytes += file.bytes;
         }
     }
-    Ok(Loaded { header: manifest.header, url: folder.url().into(), parts: into })
+    Ok(Loaded::new(manifest.header, folder.url(), into, read_bytes))
+}
+
+/// What is said of a step without a manifest.
+pub(super) fn never_finished(url: &str) -> String {
+    format!("checkpoint {url} was never finished (no {}): passed over", layout::MANIFEST)
 }
 
 impl Loaded {
+    pub(super) fn new(header: Header, url: &str, parts: Parts, read_bytes: u64) -> Self {
+        Self { header, url: url.into(), read_bytes, parts }
+    }
+
     /// The model's state dict, on the CPU.
     pub fn model_tensors(&self) -> &HashMap<String, Tensor> {
         &self.parts.model
@@ -177,7 +191,8 @@ impl Loaded {
     }
 }
 
-async fn manifest(folder: &Location) -> Result<Manifest> {
+/// The manifest in a step's folder, as far as it can be checked without its files.
+pub(super) async fn manifest(folder: &Location) -> Result<Manifest> {
     let damaged = |why: String| broken(folder, layout::MANIFEST, &why);
     let Some(bytes) = folder.get_opt(layout::MANIFEST).await? else {
         return Err(damaged("it does not exist: the checkpoint was never finished".into()));
@@ -210,7 +225,7 @@ async fn manifest(folder: &Location) -> Result<Manifest> {
 }
 
 /// The object's bytes, after its length and digest were found right.
-async fn verified(folder: &Location, file: &FileEntry) -> Result<Bytes> {
+pub(super) async fn verified(folder: &Location, file: &FileEntry) -> Result<Bytes> {
     let wrong = |why: String| broken(folder, &file.key, &why);
     let gone = |e: storage::Error| match e.is_not_found() {
         true => wrong("the file is gone".into()),
@@ -232,6 +247,11 @@ async fn verified(folder: &Location, file: &FileEntry) -> Result<Bytes> {
         return Err(wrong(format!("its SHA-256 is {digest} instead of {expected}")));
     }
     Ok(bytes)
+}
+
+fn part_of(folder: &Location, file: &FileEntry) -> Result<Part> {
+    layout::part_of(&file.key)
+        .ok_or_else(|| broken(folder, &file.key, "the manifest names a file that is none of a checkpoint's"))
 }
 
 /// A large object in ranges, a few at a time: no single request outlives the client's time limit.

@@ -12,6 +12,7 @@
 pub mod layout;
 pub mod load;
 pub mod save;
+pub mod shared;
 
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use proto::v1::{CheckpointFile, CheckpointShard};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
-use storage::Location;
+use storage::{Bandwidth, Location};
 use tch::{Kind, Tensor};
 
 /// One rank's share of a checkpoint, copied out of the model: training may go on at once.
@@ -86,8 +86,8 @@ impl Snapshot {
     }
 
     /// Uploads this rank's files below `run`, and returns the report for the coordinator, who
-    /// commits the checkpoint once it has all ranks'.
-    pub async fn upload(self, run: &Location) -> Result<CheckpointShard> {
+    /// commits the checkpoint once it has all ranks'. No faster than `limit`.
+    pub async fn upload(self, run: &Location, limit: Option<&Bandwidth>) -> Result<CheckpointShard> {
         let Header { step, world_size, generation, .. } = self.header;
         let attempt = layout::attempt(generation);
         let folder = run.join(&layout::step_folder(step));
@@ -109,7 +109,7 @@ impl Snapshot {
                 Err(e) => return Err(failed(format!("its digest was not finished: {e}"))),
             };
             let bytes = chunks.iter().map(|c| c.len() as u64).sum();
-            folder.put_chunks(&key, chunks).await?;
+            folder.put_chunks_within(&key, chunks, limit).await?;
             files.push(CheckpointFile { key, bytes, sha256 });
         }
         let header_json = match self.rank {

@@ -1,36 +1,31 @@
 //! Ways to the coordinator: its address, a channel to it, and where the run's newest one says that it is.
 
 use crate::{Error, Result};
-use proto::v1::{self, coordinator_client::CoordinatorClient};
+use proto::{
+    Access, Connection,
+    v1::{self, coordinator_client::CoordinatorClient},
+};
 use std::{
     net::{ToSocketAddrs, UdpSocket},
     time::Duration,
 };
 use storage::Location;
 use tokio::time::timeout;
-use tonic::transport::{Channel, Endpoint};
 
 /// Where coordinators keep their journal, one JSON object an entry.
 const JOURNAL: &str = "coordinator/journal";
 /// A coordinator that goes on answers within this.
 const ASK: Duration = Duration::from_secs(3);
 
-/// Opens a channel to the coordinator with keep-alive, so that a dead peer or network is noticed.
-pub async fn connect(address: &str) -> Result<Channel> {
-    let url = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(url)
-        .map_err(|e| {
-            Error::Usage(format!("understand the coordinator's address {address:?}: {e}; write host:port"))
-        })?
-        .connect_timeout(Duration::from_secs(10))
-        .http2_keep_alive_interval(Duration::from_secs(5))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .keep_alive_while_idle(true);
-    endpoint.connect().await.map_err(|e| Error::Coordinator { address: address.into(), why: chain(&e) })
+/// Connects to the coordinator, with keep-alive, so that a dead peer or network is noticed.
+pub async fn connect(address: &str, access: &Access) -> Result<Connection> {
+    let channel = access.endpoint(address)?.connect().await;
+    let channel = channel.map_err(|e| Error::Coordinator { address: address.into(), why: chain(&e) })?;
+    Ok(access.over(channel))
 }
 
 /// What the worker needs to know before it can join.
-pub async fn get_job(channel: Channel, address: &str) -> Result<v1::Job> {
+pub async fn get_job(channel: Connection, address: &str) -> Result<v1::Job> {
     let request = v1::GetJobRequest { protocol_version: proto::PROTOCOL_VERSION };
     let job = CoordinatorClient::new(channel)
         .get_job(request)
@@ -56,7 +51,7 @@ pub async fn leader(run: &Location) -> Result<Option<String>> {
 }
 
 /// Whether the job of the coordinator at the other end is over, or it cannot be asked.
-pub async fn is_over(channel: Channel) -> bool {
+pub async fn is_over(channel: Connection) -> bool {
     let asked = CoordinatorClient::new(channel);
     let status = timeout(ASK, async { asked.clone().status(v1::StatusRequest {}).await }).await;
     !matches!(status, Ok(Ok(reply)) if reply.get_ref().state != "ended")
@@ -77,9 +72,10 @@ pub fn local_address(coordinator: &str) -> Result<String> {
 /// A failed call: refused for good, or worth another try.
 pub(super) fn refusal(address: &str, s: &tonic::Status) -> Error {
     match s.code() {
-        tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument | tonic::Code::PermissionDenied => {
-            Error::Rejected(s.message().to_string())
-        }
+        tonic::Code::FailedPrecondition
+        | tonic::Code::InvalidArgument
+        | tonic::Code::PermissionDenied
+        | tonic::Code::Unauthenticated => Error::Rejected(s.message().to_string()),
         _ => Error::Coordinator { address: address.into(), why: format!("{}: {}", s.code(), s.message()) },
     }
 }

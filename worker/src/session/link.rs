@@ -11,8 +11,9 @@ use super::{
     watch::Watch,
 };
 use crate::{Error, Result};
-use proto::v1::{
-    Directive, WorkerMessage, coordinator_client::CoordinatorClient, directive, worker_message::Kind,
+use proto::{
+    Access, Connection,
+    v1::{Directive, WorkerMessage, coordinator_client::CoordinatorClient, directive, worker_message::Kind},
 };
 use std::{
     sync::{Arc, mpsc::Sender},
@@ -24,7 +25,6 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::transport::Channel;
 
 /// Beats leave this often, whether or not the trainer moves.
 const BEAT: Duration = Duration::from_secs(1);
@@ -42,6 +42,7 @@ pub(super) struct Link {
     pub standing: Standing,
     /// Where the coordinator was reached last.
     pub address: String,
+    pub access: Access,
     pub run: Location,
     /// The run as the coordinator names it: another job may be served at the old address by now.
     pub run_url: String,
@@ -51,7 +52,7 @@ pub(super) struct Link {
     pub progress: Arc<Progress>,
     pub watch: Arc<Watch>,
     /// The channel for the other services.
-    pub channel: watch::Sender<Channel>,
+    pub channel: watch::Sender<Connection>,
     /// A coordinator has accepted this worker before.
     pub welcomed: bool,
 }
@@ -93,7 +94,7 @@ impl Link {
     }
 
     /// One connection, from Hello to its end.
-    async fn talk(&mut self, channel: Channel, silent: &mut Option<Instant>) -> End {
+    async fn talk(&mut self, channel: Connection, silent: &mut Option<Instant>) -> End {
         let (messages, receiver) = mpsc::unbounded_channel();
         let say = |kind: Kind| drop(messages.send(WorkerMessage { kind: Some(kind) }));
         for message in self.standing.opening() {
@@ -172,7 +173,7 @@ impl Link {
     }
 
     /// Waits for a coordinator of this run.
-    async fn find(&mut self, since: Instant, mut why: String) -> Result<Channel> {
+    async fn find(&mut self, since: Instant, mut why: String) -> Result<Connection> {
         let [mut pause, longest] = PAUSES;
         let mut looked: Option<Instant> = None;
         loop {
@@ -206,10 +207,10 @@ impl Link {
     }
 
     /// A channel to a coordinator that serves this run.
-    async fn reach(&self, address: &str) -> Result<Channel> {
+    async fn reach(&self, address: &str) -> Result<Connection> {
         let other = |why: String| Error::Coordinator { address: address.into(), why };
         let attempt = async {
-            let channel = find::connect(address).await?;
+            let channel = find::connect(address, &self.access).await?;
             let job = find::get_job(channel.clone(), address).await?;
             match job.run_url == self.run_url {
                 true => Ok(channel),

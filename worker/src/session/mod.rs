@@ -23,7 +23,10 @@ pub use progress::{Progress, Timing};
 use crate::{Error, Result};
 use collective::Group;
 use link::Link;
-use proto::v1::{self, CheckpointShard, Hello, directive, worker_message::Kind};
+use proto::{
+    Access, Connection,
+    v1::{self, CheckpointShard, Hello, directive, worker_message::Kind},
+};
 use standing::Standing;
 use std::{
     sync::{
@@ -41,7 +44,6 @@ use tokio::{
         watch as latest,
     },
 };
-use tonic::transport::Channel;
 use watch::Watch;
 
 /// A trainer that waits for the coordinator's word is alive: it says so this often.
@@ -68,7 +70,9 @@ pub struct Asked {
 /// Who opens a session, and where.
 pub struct Opening {
     /// To a coordinator that has answered.
-    pub channel: Channel,
+    pub channel: Connection,
+    /// What every coordinator is shown, and asked for.
+    pub access: Access,
     pub address: String,
     pub hello: Hello,
     pub run: Location,
@@ -86,7 +90,7 @@ pub struct Session {
     incoming: Receiver<Result<directive::Kind>>,
     progress: Arc<Progress>,
     watch: Arc<Watch>,
-    channel: latest::Receiver<Channel>,
+    channel: latest::Receiver<Connection>,
     committed: Option<u64>,
     next: Option<Assignment>,
     /// The newest generation that the coordinator has ended, and why.
@@ -109,6 +113,7 @@ impl Session {
         let link = Link {
             standing: Standing::new(opening.hello),
             address: opening.address,
+            access: opening.access,
             run: opening.run,
             run_url: opening.run_url,
             grace: opening.grace,
@@ -146,7 +151,7 @@ impl Session {
     }
 
     /// The channel to whichever coordinator was reached last.
-    pub fn channel(&self) -> latest::Receiver<Channel> {
+    pub fn channel(&self) -> latest::Receiver<Connection> {
         self.channel.clone()
     }
 

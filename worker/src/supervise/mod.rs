@@ -4,7 +4,10 @@ mod exit;
 
 use crate::{Error, Result, device::Device, session};
 use configs::Config;
-use proto::v1::{self, coordinator_client::CoordinatorClient};
+use proto::{
+    Access,
+    v1::{self, coordinator_client::CoordinatorClient},
+};
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader, Read},
@@ -39,6 +42,8 @@ const TELL: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug)]
 pub struct Node {
     pub coordinator: String,
+    /// What this node shows to the coordinator, and asks of it.
+    pub access: Access,
     pub devices: Vec<Device>,
     /// Passed on to each trainer as they are.
     pub extra: Vec<String>,
@@ -62,7 +67,7 @@ struct Plan {
 pub async fn run(node: Node) -> Result<u8> {
     let program =
         std::env::current_exe().map_err(|source| Error::Io { path: "the running program".into(), source })?;
-    let channel = session::connect(&node.coordinator).await?;
+    let channel = session::connect(&node.coordinator, &node.access).await?;
     let job = session::get_job(channel, &node.coordinator).await?;
     let cluster = Config::parse("the coordinator's configuration", &job.config_toml, &[])?.cluster.clone();
     let mut args = ["trainer", "--coordinator", &node.coordinator].map(String::from).to_vec();
@@ -72,7 +77,10 @@ pub async fn run(node: Node) -> Result<u8> {
     args.extend(node.extra.iter().cloned());
     let plan = Plan { program, args, restarts: cluster.restarts, pause: Duration::from_secs(1) };
     let run = Location::parse(&job.run_url)?;
-    keep(plan, &node.devices, move |report| tell(node.coordinator.clone(), run.clone(), report)).await
+    keep(plan, &node.devices, move |report| {
+        tell(node.coordinator.clone(), node.access.clone(), run.clone(), report)
+    })
+    .await
 }
 
 /// Keeps a trainer on each device; `tell` is given each end that was not a good one.
@@ -193,9 +201,9 @@ fn cut_off(status: ExitStatus) -> bool {
 }
 
 /// Tells the coordinator of a trainer's end, if one can be reached soon.
-async fn tell(address: String, run: Location, report: v1::ExitReport) {
+async fn tell(address: String, access: Access, run: Location, report: v1::ExitReport) {
     let to = async |address: &str| {
-        let channel = session::connect(address).await.ok()?;
+        let channel = session::connect(address, &access).await.ok()?;
         CoordinatorClient::new(channel).report_exit(report.clone()).await.ok()
     };
     let told = timeout(TELL, async {

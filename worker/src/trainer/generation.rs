@@ -4,6 +4,7 @@ use super::{
     Job,
     kept::{Kept, Owed, broadcast},
     measure::MOMENTUM,
+    meet::meet,
     now,
     step::Guard,
 };
@@ -12,18 +13,17 @@ use crate::{
     batch::Normalise,
     checkpoint::{
         layout::{Header, Place},
-        load, save,
+        save,
+        shared::Shared,
     },
-    device::Device,
     ema::Ema,
     feed, schedule,
     session::{Asked, Assignment, Session, Timing},
     state::State,
-    store_client::StoreOverGrpc,
     supervise,
     weights::init,
 };
-use collective::{Backend, Group, RankSum, Reducer, ReducerOptions, Store};
+use collective::{Group, RankSum, Reducer, ReducerOptions};
 use configs::{BatchNorm, Stage, StepShape};
 use models::{Exchange, NormMode};
 use proto::v1::{self, worker_message::Kind as Message};
@@ -32,6 +32,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
+use storage::Bandwidth;
 use tch::Tensor;
 use tokio::time::timeout;
 
@@ -88,16 +89,7 @@ impl<'a> Generation<'a> {
         // A survivor goes on where it stands, as a rule: its clips are read while the ranks meet.
         let ahead = kept.begun.then(|| job.batches(&at, kept.position).map(|s| (kept.position, s)));
         let ahead = ahead.transpose()?;
-        let timeout = job.config.cluster.collective_timeout.duration();
-        let keys = StoreOverGrpc::new(session.channel(), job.runtime.handle().clone(), timeout);
-        let store = Store::new(Arc::new(keys), timeout)?;
-        let backend = match job.options.device {
-            Device::Cpu(_) => Backend::Gloo { host: &job.host },
-            Device::Cuda(i) => Backend::Nccl { device: i as i32 },
-        };
-        let group = Group::new(&store, &format!("g{}/", at.generation), at.rank, at.world, backend, timeout)?;
-        session.watch_over(at.generation, &group);
-
+        let group = meet(job, session, &at)?;
         progress.at("loading", at.generation, kept.position.epoch, kept.position.step);
         let entered = agree(job, session, kept, &at, &group).and_then(|()| {
             let mode = norm_mode(job.config.train.batch_norm, &group);
@@ -329,11 +321,15 @@ impl<'a> Generation<'a> {
         let header =
             Header::new(&job.config, labels, &job.dataset.digest, place, at.world as u32, at.generation)?
                 .with_plan(job.set.plan.spec().identity());
+        let began = now();
         let snapshot = save::snapshot(self.kept.state.entries(), header, at.rank as u32)?;
+        let (megabytes, took) = (snapshot.bytes() as f64 / 1e6, began.elapsed().as_secs_f64() * 1e3);
+        tracing::info!("checkpoint of step {}: {megabytes:.1} MB copied in {took:.1} ms", place.step);
+        let limit = job.config.checkpoint.bandwidth.map(|b| Bandwidth::new(b.0));
         self.kept.saved = Some(place.step);
         let (run, send) = (self.job.run.clone(), self.session.shard_sender());
         self.kept.upload = Some(self.job.runtime.spawn(async move {
-            send(snapshot.upload(&run).await?);
+            send(snapshot.upload(&run, limit.as_ref()).await?);
             Ok(())
         }));
         Ok(())
@@ -431,31 +427,28 @@ fn agree(job: &Job, session: &Session, kept: &mut Kept, at: &Assignment, group: 
     Ok(())
 }
 
-/// Rank 0 reads the newest whole checkpoint, or the weights that a new run starts from; the group gets position
-/// and tensors from it.
+/// The ranks read the newest whole checkpoint together; or rank 0 the weights that a new run starts from, which
+/// the others get from it.
 fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: &mut State) -> Result<Place> {
-    let mut position = Place::default();
-    if at.rank == 0 {
-        let loaded = job.runtime.block_on(load::load_best(&job.run, |text| session.log("warn", text)))?;
-        match (loaded, &job.config.train.init) {
-            (Some(loaded), _) => {
-                position = state.load(&job.config, &job.dataset, &job.set.plan, loaded)?;
-                session.log("info", format!("resumed from the checkpoint of step {}", position.step));
-            }
-            (None, Some(url)) => {
-                let (labels, log) =
-                    (&job.dataset.manifest.labels, |level: &str, text| session.log(level, text));
-                job.runtime.block_on(init::start(url, &job.config, labels, &mut state.model, log))?;
-                state.ema.as_ref().map_or(Ok(()), Ema::restart)?;
-            }
-            (None, None) => {}
-        }
-    }
-    let Place { epoch, step_in_epoch, step } = position;
-    let place = broadcast(&[epoch, step_in_epoch, step].map(|n| n as i64), 0, group, job)?;
     agree_on_plan(job, group)?;
+    let (runtime, device, progress) = (job.runtime.handle(), job.options.device.torch(), session.progress());
+    let shared = Shared { run: &job.run, group, device, runtime, tick: &|| progress.tick() };
+    if let Some(loaded) = shared.newest(|text| session.log("warn", text))? {
+        let read = loaded.read_bytes;
+        let place = state.load(&job.config, &job.dataset, &job.set.plan, loaded)?;
+        tracing::info!("rank {} of {} read {read} bytes of the checkpoint", at.rank, at.world);
+        if at.rank == 0 {
+            session.log("info", format!("resumed from the checkpoint of step {}", place.step));
+        }
+        return Ok(place);
+    }
+    if let (0, Some(url)) = (at.rank, &job.config.train.init) {
+        let (labels, log) = (&job.dataset.manifest.labels, |level: &str, text| session.log(level, text));
+        job.runtime.block_on(init::start(url, &job.config, labels, &mut state.model, log))?;
+        state.ema.as_ref().map_or(Ok(()), Ema::restart)?;
+    }
     state.broadcast(group, 0, false)?;
-    Ok(Place { epoch: place[0] as u64, step_in_epoch: place[1] as u64, step: place[2] as u64 })
+    Ok(Place::default())
 }
 
 /// Every rank must have read the same lists of clips: a quarantine list can change between two readings.

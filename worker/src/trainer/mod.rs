@@ -3,6 +3,7 @@
 //! ```text
 //! mod.rs         joins the job and trains in one generation after the other
 //! kept.rs        what outlives a generation, and how the ranks of a new one agree on it
+//! meet.rs        the group of a generation
 //! generation.rs  the loop itself: next batch, step, report, evaluate, checkpoint
 //! step.rs        one step: forward and backward passes, vote, clip, update
 //! measure.rs     between steps: precise batch norm, validation accuracy
@@ -12,6 +13,7 @@
 mod generation;
 mod kept;
 mod measure;
+mod meet;
 mod signals;
 mod step;
 
@@ -28,7 +30,10 @@ use configs::Config;
 use generation::Generation;
 use kept::Kept;
 use models::Recompute;
-use proto::v1::{self, worker_message::Kind as Message};
+use proto::{
+    Access, Connection,
+    v1::{self, worker_message::Kind as Message},
+};
 use shards::{cache::Cache, format::Dataset, stream::Stream};
 use signals::Signals;
 use std::{
@@ -39,7 +44,6 @@ pub use step::autocast;
 use storage::Location;
 use tch::Tensor;
 use tokio::runtime::Runtime;
-use tonic::transport::Channel;
 
 /// Pauses between attempts to reach a coordinator that answered this trainer's supervisor before.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -48,6 +52,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct TrainerOptions {
     pub coordinator: String,
+    /// What this worker shows to the coordinator, and asks of it.
+    pub access: Access,
     pub device: Device,
     /// Compute threads; also decode threads where the job names none.
     pub threads: usize,
@@ -178,6 +184,7 @@ fn join(options: TrainerOptions, runtime: Runtime, signals: &Signals) -> Result<
     };
     let opening = Opening {
         channel,
+        access: options.access.clone(),
         address,
         hello,
         run: run.clone(),
@@ -192,9 +199,9 @@ fn join(options: TrainerOptions, runtime: Runtime, signals: &Signals) -> Result<
 }
 
 /// The coordinator's address, a channel to it, and its job.
-async fn reach(options: &TrainerOptions) -> Result<(String, Channel, v1::Job)> {
+async fn reach(options: &TrainerOptions) -> Result<(String, Connection, v1::Job)> {
     let reach_at = async |address: String| {
-        let channel = session::connect(&address).await?;
+        let channel = session::connect(&address, &options.access).await?;
         let job = session::get_job(channel.clone(), &address).await?;
         Ok::<_, Error>((address, channel, job))
     };

@@ -27,7 +27,7 @@ pub fn settings() -> Settings {
         stop_grace: Duration::from_secs(30),
         straggler_factor: Some(2.0),
         replace_stragglers: false,
-        keep: 2,
+        retention: Retention { keep: 2, keep_every: None, keep_best: None },
     }
 }
 

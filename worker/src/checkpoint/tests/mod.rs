@@ -1,5 +1,7 @@
 //! Round trips through a folder on disk, and every way in which a checkpoint can be bad.
 
+mod shared;
+
 use super::{
     layout::{self, FileEntry, Header, Manifest, Part, Place},
     load,
@@ -62,7 +64,7 @@ fn copies(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
 async fn commit(run: &Location, snapshots: Vec<Snapshot>, with_manifest: bool) {
     let (mut header, mut files, mut step) = (None, vec![], 0);
     for snapshot in snapshots {
-        let shard = snapshot.upload(run).await.unwrap();
+        let shard = snapshot.upload(run, None).await.unwrap();
         step = shard.step;
         let entry = |f: proto::v1::CheckpointFile| FileEntry { key: f.key, bytes: f.bytes, sha256: f.sha256 };
         files.extend(shard.files.into_iter().map(entry));
@@ -91,7 +93,7 @@ fn run_in(dir: &Path) -> Location {
 
 async fn best(run: &Location) -> (crate::Result<Option<load::Loaded>>, Vec<String>) {
     let mut log = vec![];
-    let loaded = load::load_best(run, |m| log.push(m)).await;
+    let loaded = load::best(run, &Part::ALL, |m| log.push(m)).await;
     (loaded, log)
 }
 
@@ -248,7 +250,7 @@ async fn every_type_and_layout_survives_bit_by_bit() {
         true,
     )
     .await;
-    let loaded = load::load_best(&run, |_| ()).await.unwrap().unwrap();
+    let loaded = load::best(&run, &Part::ALL, |_| ()).await.unwrap().unwrap();
     let bits = |t: &Tensor| {
         let mut bytes = vec![0u8; t.numel() * t.kind().elt_size_in_bytes()];
         t.copy_data_u8(&mut bytes, t.numel());
@@ -267,7 +269,7 @@ async fn large_files_go_in_parts_and_come_back_in_ranges() {
     let large = Tensor::arange(9 << 20, (Kind::Float, Device::Cpu));
     let state = vec![("large".to_string(), large.shallow_clone())];
     commit(&run, vec![save::snapshot(entries(&model(1), state), header(5, 1), 0).unwrap()], true).await;
-    let loaded = load::load_best(&run, |_| ()).await.unwrap().unwrap();
+    let loaded = load::best(&run, &Part::ALL, |_| ()).await.unwrap().unwrap();
     assert!(loaded.optimizer_tensors()["large"].equal(&large));
 }
 
@@ -291,7 +293,7 @@ async fn averaged_weights_are_what_a_command_opens() {
     let mut all = entries(&model, vec![("step".into(), Tensor::from(1i64))]);
     all.extend(Entry::of_part(Part::Ema, ema.state()));
     commit(&run, vec![save::snapshot(all, header(5, 1), 0).unwrap()], true).await;
-    let resumed = load::load_best(&run, |_| ()).await.unwrap().unwrap();
+    let resumed = load::best(&run, &Part::ALL, |_| ()).await.unwrap().unwrap();
     assert_eq!(resumed.model_tensors()[name].double_value(&[0]), 1.0);
     let (_, parts) = resumed.into_parts();
     ema.restart().unwrap();

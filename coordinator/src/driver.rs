@@ -108,7 +108,8 @@ impl Driver {
         signals: impl Stream<Item = Signal>,
     ) -> Outcome {
         let start = clock();
-        let (notices, metrics) = channel_to(|rx| metrics::write(self.run.clone(), self.history.clone(), rx));
+        let (notices, metrics) =
+            channel_to(|rx| metrics::write(self.run.clone(), self.journal.clone(), self.history.clone(), rx));
         let (jobs, keeper) =
             channel_to(|rx| keeper::keep(self.run.clone(), self.journal.clone(), rx, self.loopback.clone()));
         let incidents = metrics::parse(&self.run, &self.history.incidents).unwrap_or_else(|e| {

@@ -7,12 +7,13 @@
 use crate::{
     Error, Result,
     core::{Generation, Incident, Notice},
+    journal::Journal,
     watch::Stamped,
 };
 use serde::Serialize;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use storage::Location;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 /// Seconds between two rewrites, and once more for each MiB the file has.
 const EVERY: u32 = 5;
@@ -27,8 +28,15 @@ pub struct History {
     pub last: Option<(Generation, String)>,
 }
 
-/// Takes notices until the channel closes, then writes the rest and returns.
-pub async fn write(run: Location, history: History, mut notices: mpsc::UnboundedReceiver<Stamped>) {
+/// Takes notices until the channel closes, then writes the rest and returns. Once another coordinator has taken the
+/// run, these files are its own to write.
+pub async fn write(
+    run: Location,
+    journal: Arc<Mutex<Journal>>,
+    history: History,
+    mut notices: mpsc::UnboundedReceiver<Stamped>,
+) {
+    let out = Out { run, journal };
     let mut file = File::default();
     if let Some((generation, lines)) = history.last {
         (file.generation, file.lines) = (Some(generation), lines);
@@ -40,23 +48,23 @@ pub async fn write(run: Location, history: History, mut notices: mpsc::Unbounded
             notice = notices.recv() => match notice {
                 Some(stamped) if matches!(stamped.notice, Notice::Incident(_)) => {
                     told.dirty |= append(&mut told.lines, &stamped);
-                    told.put(&run).await;
+                    told.put(&out).await;
                     false
                 }
-                Some(stamped) => file.add(&run, stamped).await,
+                Some(stamped) => file.add(&out, stamped).await,
                 None => break,
             },
             _ = second.tick() => {
-                told.put(&run).await;
+                told.put(&out).await;
                 file.is_due()
             }
         };
         if at_once {
-            file.put(&run).await;
+            file.put(&out).await;
         }
     }
-    told.put(&run).await;
-    file.put(&run).await;
+    told.put(&out).await;
+    file.put(&out).await;
 }
 
 /// Reads what the run has been told so far; `last` is its newest generation.
@@ -99,13 +107,9 @@ struct Incidents {
 }
 
 impl Incidents {
-    async fn put(&mut self, run: &Location) {
+    async fn put(&mut self, out: &Out) {
         if self.dirty {
-            match run.put(INCIDENTS, self.lines.clone().into_bytes()).await {
-                Ok(()) => self.dirty = false,
-                // Metrics never stop a job; the next second tries again.
-                Err(e) => tracing::warn!("failed to {e}"),
-            }
+            self.dirty = !out.put(INCIDENTS, &self.lines).await;
         }
     }
 }
@@ -144,11 +148,11 @@ struct Line<'a> {
 
 impl File {
     /// Adds a line; true if it should be written at once.
-    async fn add(&mut self, run: &Location, stamped: Stamped) -> bool {
+    async fn add(&mut self, out: &Out, stamped: Stamped) -> bool {
         if let Notice::Generation { generation, .. } = &stamped.notice {
             // What came before the first generation opens its file.
             if self.generation.is_some() {
-                self.put(run).await;
+                self.put(out).await;
                 self.lines.clear();
             }
             self.generation = Some(*generation);
@@ -167,21 +171,52 @@ impl File {
         self.waited >= EVERY * (1 + (self.lines.len() >> 20) as u32)
     }
 
-    async fn put(&mut self, run: &Location) {
+    async fn put(&mut self, out: &Out) {
         let Some(generation) = self.generation.filter(|_| self.dirty) else { return };
-        match run.put(&file_of(generation), self.lines.clone().into_bytes()).await {
-            Ok(()) => self.dirty = false,
-            // Metrics never stop a job; the next rewrite has these lines too.
-            Err(e) => tracing::warn!("failed to {e}"),
-        }
+        self.dirty = !out.put(&file_of(generation), &self.lines).await;
         self.waited = 0;
+    }
+}
+
+/// Where the files go, as long as this coordinator leads the run.
+struct Out {
+    run: Location,
+    journal: Arc<Mutex<Journal>>,
+}
+
+impl Out {
+    /// True if it was written. Metrics never stop a job: the next rewrite has these lines too.
+    async fn put(&self, key: &str, lines: &str) -> bool {
+        let put = async {
+            self.journal.lock().await.still_leads().await?;
+            Ok::<_, Error>(self.run.put(key, lines.as_bytes().to_vec()).await?)
+        };
+        let done = put.await;
+        if let Err(e) = &done {
+            tracing::warn!("failed to write {key}: failed to {e}");
+        }
+        done.is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{EvalReport, Level, Rank, Step, StepReport, What};
+    use crate::{
+        core::{EvalReport, Level, Rank, Step, StepReport, What},
+        journal::Claimant,
+    };
+
+    /// Another coordinator takes the run.
+    async fn claim(run: &Location, leader: &str) -> Arc<Mutex<Journal>> {
+        let me = Claimant {
+            leader: leader.into(),
+            address: format!("{leader}:1"),
+            dataset_digest: "d".into(),
+            dataset_url: "data".into(),
+        };
+        Arc::new(Mutex::new(Journal::claim(run, me, 0).await.unwrap().0))
+    }
 
     #[tokio::test]
     async fn each_generation_has_its_file_of_json_lines() {
@@ -198,7 +233,8 @@ mod tests {
         }
         send(Notice::Ended { ok: true, reason: "done".into() });
         drop(tx);
-        write(run.clone(), History::default(), rx).await;
+        let first = claim(&run, "a").await;
+        write(run.clone(), first.clone(), History::default(), rx).await;
         let read = async |g: u64| {
             let bytes = run.get(&format!("metrics/generation-{g:06}.jsonl")).await.unwrap();
             let text = String::from_utf8(bytes.to_vec()).unwrap();
@@ -220,7 +256,19 @@ mod tests {
         tx.send(Stamped { unix_ms: 8, notice: step }).unwrap();
         drop(tx);
         let before = history(&run, Generation(2)).await.unwrap();
-        write(run.clone(), before, rx).await;
+        write(run.clone(), claim(&run, "b").await, before, rx).await;
+        assert_eq!(kinds(&read(2).await), "generation step eval ended step");
+
+        // The first one wakes up and still has something to say.
+        let (tx, rx) = mpsc::unbounded_channel();
+        for notice in [
+            Notice::Generation { generation: Generation(2), members: vec!["w".into()] },
+            Notice::Ended { ok: false, reason: "superseded".into() },
+        ] {
+            tx.send(Stamped { unix_ms: 9, notice }).unwrap();
+        }
+        drop(tx);
+        write(run.clone(), first, History::default(), rx).await;
         assert_eq!(kinds(&read(2).await), "generation step eval ended step");
     }
 
@@ -245,7 +293,7 @@ mod tests {
             let before = history(&run, Generation(0)).await.unwrap();
             tx.send(Stamped { unix_ms: start, notice: Notice::Incident(incident(start)) }).unwrap();
             drop(tx);
-            write(run.clone(), before, rx).await;
+            write(run.clone(), claim(&run, &format!("c{start}")).await, before, rx).await;
         }
         let told = parse(&run, &history(&run, Generation(0)).await.unwrap().incidents).unwrap();
         let expected = [1, 2].map(|n| Stamped { unix_ms: n, notice: Notice::Incident(incident(n)) });

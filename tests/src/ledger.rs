@@ -119,7 +119,7 @@ impl Ledger {
 #[track_caller]
 fn journal(run: &Path) -> Vec<usize> {
     let entries = in_order(&run.join("coordinator/journal"));
-    let numbers: Vec<u64> = entries.iter().map(|(name, _)| name.parse().expect("a number")).collect();
+    let numbers: Vec<u64> = entries.keys().map(|name| name.parse().expect("a number")).collect();
     let first = numbers.first().copied().expect("a journal");
     assert_eq!(numbers, (first..first + numbers.len() as u64).collect::<Vec<_>>(), "the journal has gaps");
     let mut worlds = vec![];

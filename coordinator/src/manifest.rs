@@ -5,7 +5,7 @@
 
 use crate::{
     Error, Result,
-    core::{CheckpointFile, Committed, Generation, Scores, Step, WholeCheckpoint},
+    core::{CheckpointFile, Generation, Kept, Scores, Step, WholeCheckpoint},
 };
 use futures::{StreamExt, TryStreamExt, stream};
 use serde::Deserialize;
@@ -26,20 +26,20 @@ pub struct Written {
 }
 
 /// Steps whose manifest exists, and what it says; nothing where it cannot be read.
-pub async fn committed(run: &Location) -> Result<BTreeMap<Step, Committed>> {
+pub async fn committed(run: &Location) -> Result<BTreeMap<Step, Kept>> {
     let listed = run.list(FOLDER).await?;
     let steps = listed.iter().filter(|o| o.key == manifest_key_of(&o.key)).filter_map(|o| step_of(&o.key));
-    let origins = steps.map(|step| origin(run.clone(), step)).collect::<Vec<_>>();
-    stream::iter(origins).buffer_unordered(PARALLEL).try_collect().await
+    let kept = steps.map(|step| kept(run.clone(), step)).collect::<Vec<_>>();
+    stream::iter(kept).buffer_unordered(PARALLEL).try_collect().await
 }
 
-async fn origin(run: Location, step: Step) -> Result<(Step, Committed)> {
+async fn kept(run: Location, step: Step) -> Result<(Step, Kept)> {
     let bytes = run.get_opt(&manifest_key(step)).await?.unwrap_or_default();
     let manifest: Value = serde_json::from_slice(&bytes).unwrap_or_default();
+    let attempt = manifest["attempt"].as_str().unwrap_or_default().into();
     let generation = Generation(manifest["generation"].as_u64().unwrap_or_default());
-    let attempt = manifest["attempt"].as_str().unwrap_or_default().to_string();
     let scores = manifest.get("scores").and_then(|s| Scores::deserialize(s).ok()).unwrap_or_default();
-    Ok((step, Committed { generation, attempt, scores }))
+    Ok((step, Kept { generation, attempt, scores }))
 }
 
 /// Checks that every file is there at its size, then writes the manifest: the header that rank 0
@@ -140,6 +140,14 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
     Ok(())
 }
 
+async fn check_files(run: &Location, whole: &WholeCheckpoint) -> Result<()> {
+    let folder = folder(whole.step);
+    let check =
+        |f: &CheckpointFile| check_file(run.clone(), whole.step.0, format!("{folder}/{}", f.key), f.bytes);
+    let checks = whole.files.iter().map(check).collect::<Vec<_>>();
+    stream::iter(checks).buffer_unordered(PARALLEL).try_collect().await
+}
+
 /// An error unless the manifest of `step` can be read and each of its files is there at its size.
 async fn verify(run: &Location, step: Step) -> Result<()> {
     let bytes = run.get(&manifest_key(step)).await?;
@@ -147,20 +155,12 @@ async fn verify(run: &Location, step: Step) -> Result<()> {
         let files = m.get("files")?.as_array()?;
         files.iter().map(|f| Some((f.get("key")?.as_str()?.to_string(), f.get("bytes")?.as_u64()?))).collect()
     });
-    let why = || "its manifest was read back as something else".to_string();
+    let why = || "it was read back as something else".to_string();
     let files = files.ok_or_else(|| Error::BadCheckpoint { step: step.0, why: why() })?;
-    let check =
-        |(key, bytes)| check_file(run.clone(), step.0, format!("{}/{key}", folder(step)), bytes);
-    let checks = files.into_iter().map(check).collect::<Vec<_>>();
-    stream::iter(checks).buffer_unordered(PARALLEL).try_collect().await
-}
-
-async fn check_files(run: &Location, whole: &WholeCheckpoint) -> Result<()> {
-    let folder = folder(whole.step);
-    let check =
-        |f: &CheckpointFile| check_file(run.clone(), whole.step.0, format!("{folder}/{}", f.key), f.bytes);
-    let checks = whole.files.iter().map(check).collect::<Vec<_>>();
-    stream::iter(checks).buffer_unordered(PARALLEL).try_collect().await
+    let checks = files
+        .into_iter()
+        .map(|(key, bytes)| check_file(run.clone(), step.0, format!("{}/{key}", folder(step)), bytes));
+    stream::iter(checks.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect::<()>().await
 }
 
 /// An error unless the object is there with `expected` bytes: a report is not yet an upload.
@@ -233,9 +233,8 @@ mod tests {
         }
     }
 
-    fn of_one(attempt: &str) -> BTreeMap<Step, Committed> {
-        let it = Committed { generation: Generation(1), attempt: attempt.into(), ..Default::default() };
-        BTreeMap::from([(Step(12000), it)])
+    fn of_one(attempt: &str) -> BTreeMap<Step, Kept> {
+        BTreeMap::from([(Step(12000), Kept { generation: Generation(1), ..attempt.into() })])
     }
 
     fn keys(run: &Location) -> impl Future<Output = Vec<String>> {
@@ -281,8 +280,8 @@ mod tests {
         whole(&run, 30, "g0").await;
         // Being uploaded now.
         whole(&run, 40, "g1").await;
-        let scores = committed(&run).await.unwrap();
-        assert_eq!(scores.values().map(|c| c.scores.top1).collect::<Vec<_>>(), [None, Some(0.75), None]);
+        let kept = committed(&run).await.unwrap();
+        assert_eq!(kept.values().map(|k| k.scores.top1).collect::<Vec<_>>(), [None, Some(0.75), None]);
 
         // The newest is not whole: nothing goes.
         let file = "checkpoints/step-000000030/g1/model-0-of-1.safetensors";

@@ -6,8 +6,8 @@
 
 use super::{
     Shard,
-    retention::{Retention, Scores},
-    types::{Committed, Generation, Membership, Rank, Step, WholeCheckpoint},
+    retention::{Kept, Retention, Scores},
+    types::{Generation, Membership, Rank, Step, WholeCheckpoint},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,13 +21,13 @@ const REMEMBERED: usize = 16;
 #[derive(Clone, Debug, Default)]
 pub struct Commits {
     /// Steps whose manifest exists.
-    committed: BTreeMap<Step, Committed>,
+    committed: BTreeMap<Step, Kept>,
     /// Evaluations at steps that have no manifest yet.
     evaluated: BTreeMap<Step, Scores>,
     generations: BTreeMap<Generation, Known>,
     /// Parts that have come, by generation and step; a whole set stays until it is decided on.
     collecting: BTreeMap<(Generation, Step), BTreeMap<Rank, Shard>>,
-    in_flight: BTreeMap<Step, Committed>,
+    in_flight: BTreeMap<Step, (Generation, String)>,
     /// Sets that were handed out.
     delivered: BTreeSet<(Generation, Step)>,
 }
@@ -66,7 +66,7 @@ pub enum Decision {
 
 impl Commits {
     /// Starts from the manifests found in the run, and the generation that may still be running.
-    pub fn new(committed: BTreeMap<Step, Committed>, last: &Membership) -> Self {
+    pub fn new(committed: BTreeMap<Step, Kept>, last: &Membership) -> Self {
         let mut commits = Self { committed, ..Default::default() };
         if last.generation > Generation(0) {
             commits.announced(last.generation, last.names.clone(), true);
@@ -123,7 +123,7 @@ impl Commits {
                 "{from} reported a checkpoint part of rank {rank} of generation {generation}, which is {seat}"
             ));
         }
-        if self.committed.get(&step).is_some_and(|c| c.attempt == shard.attempt) {
+        if self.committed.get(&step).is_some_and(|kept| kept.attempt == shard.attempt) {
             return Offer::Committed(step);
         }
         // Too late to matter, and perhaps swept away: what follows it in the same history is there.
@@ -184,15 +184,14 @@ impl Commits {
             return Some(Decision::Committed(step));
         }
         let head = parts.get(&Rank(0))?;
-        let scores = self.evaluated.get(&step).copied().unwrap_or_default();
-        self.in_flight.insert(step, Committed { generation, attempt: head.attempt.clone(), scores });
+        self.in_flight.insert(step, (generation, head.attempt.clone()));
         Some(Decision::Commit(WholeCheckpoint {
             generation,
             step,
             attempt: head.attempt.clone(),
             header_json: head.header_json.clone(),
             files: parts.values().flat_map(|p| p.files.iter().cloned()).collect(),
-            scores,
+            scores: self.evaluated.get(&step).copied().unwrap_or_default(),
             replaces,
         }))
     }
@@ -203,11 +202,12 @@ impl Commits {
     /// have started from it otherwise), so it does not count among those kept; it is left for a
     /// person to look at until its step is reached and written again.
     pub fn committed(&mut self, step: Step, rules: &Retention) -> Vec<Step> {
-        if let Some(it) = self.in_flight.remove(&step) {
-            // They would be swept away half made.
-            self.collecting.retain(|(g, s), _| *g > it.generation || *s > step);
-            self.committed.insert(step, it);
+        if let Some((generation, attempt)) = self.in_flight.remove(&step) {
+            let scores = self.evaluated.remove(&step).unwrap_or_default();
             self.evaluated.retain(|s, _| *s > step);
+            self.committed.insert(step, Kept { generation, attempt, scores });
+            // They would be swept away half made.
+            self.collecting.retain(|(g, s), _| *g > generation || *s > step);
         }
         let old = rules.outdated(&self.committed, step);
         for s in &old {

@@ -43,7 +43,7 @@ mod tests;
 pub use incident::{Incident, What};
 pub use loss::MOST_BARREN_GENERATIONS;
 pub use reports::*;
-pub use retention::{Retention, Scores};
+pub use retention::{Kept, Retention, Scores};
 pub use status::{MemberStatus, Status};
 pub use types::*;
 

@@ -1,6 +1,6 @@
 //! Which checkpoints stay: the newest, every nth, the best. Pure.
 
-use super::{Committed, EvalReport, Step};
+use super::{EvalReport, Generation, Step};
 use configs::Metric;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +12,22 @@ pub struct Scores {
     pub top1: Option<f64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub map: Option<f64>,
+}
+
+/// A checkpoint whose manifest exists.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Kept {
+    /// That wrote it.
+    pub generation: Generation,
+    /// That its manifest names.
+    pub attempt: String,
+    pub scores: Scores,
+}
+
+impl From<&str> for Kept {
+    fn from(attempt: &str) -> Self {
+        Self { attempt: attempt.into(), ..Self::default() }
+    }
 }
 
 /// The job's rules.
@@ -47,11 +63,11 @@ impl Scores {
 
 impl Retention {
     /// The steps up to `newest` that need not stay.
-    pub fn outdated(&self, committed: &BTreeMap<Step, Committed>, newest: Step) -> Vec<Step> {
+    pub fn outdated(&self, committed: &BTreeMap<Step, Kept>, newest: Step) -> Vec<Step> {
         let steps = || committed.range(..=newest);
         let recent: BTreeSet<Step> = steps().rev().take(self.keep.max(1)).map(|(s, _)| *s).collect();
         let best = self.keep_best.and_then(|metric| {
-            let measured = steps().filter_map(|(step, it)| Some((it.scores.get(metric)?, *step)));
+            let measured = steps().filter_map(|(step, kept)| Some((kept.scores.get(metric)?, *step)));
             measured.max_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1))).map(|(_, step)| step)
         });
         let stays = |s: &Step| {
@@ -72,8 +88,8 @@ mod tests {
             50 => Some(f64::NAN),
             _ => None,
         };
-        let of = |step| Committed { scores: Scores { top1: top1(step), map: None }, ..Default::default() };
-        let all = (1..=6).map(|i| (Step(10 * i), of(10 * i))).collect();
+        let kept = |step| Kept { scores: Scores { top1: top1(step), map: None }, ..Default::default() };
+        let all = (1..=6).map(|i| (Step(10 * i), kept(10 * i))).collect();
         rules.outdated(&all, Step(newest)).into_iter().map(|s| s.0).collect()
     }
 

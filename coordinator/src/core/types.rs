@@ -5,7 +5,7 @@
 use super::{
     incident::Incident,
     reports::*,
-    retention::{Retention, Scores},
+    retention::{Kept, Retention, Scores},
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
@@ -215,19 +215,8 @@ pub struct Found {
     pub epoch: Epoch,
     /// The newest recorded generation; the default: there is none.
     pub last: Membership,
-    /// The steps that have a manifest.
-    pub committed: BTreeMap<Step, Committed>,
-}
-
-/// What a manifest names.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Committed {
-    /// That wrote it.
-    pub generation: Generation,
-    /// Folder below the step's.
-    pub attempt: String,
-    /// Of the evaluation at its step, if there was one.
-    pub scores: Scores,
+    /// The steps that have a manifest, with the attempt that it names.
+    pub committed: BTreeMap<Step, Kept>,
 }
 
 /// A checkpoint of which every rank's part is there.

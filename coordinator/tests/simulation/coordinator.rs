@@ -6,7 +6,7 @@ use crate::{
     world::{Ev, World},
 };
 use coordinator::core::{
-    Action, Committed, Core, Epoch, Event, Found, Membership, Notice, Now, Step, WholeCheckpoint, WorkerId,
+    Action, Core, Epoch, Event, Found, Kept, Membership, Notice, Now, Step, WholeCheckpoint, WorkerId,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -77,7 +77,7 @@ pub enum Put {
 pub enum Reply {
     Last(Option<(u64, Membership)>),
     Appended(Entry, bool),
-    Manifests(Membership, BTreeMap<Step, Committed>),
+    Manifests(Membership, BTreeMap<Step, Kept>),
     Leads(bool, bool),
     Written(WholeCheckpoint),
     Put(WholeCheckpoint, Put),
@@ -151,11 +151,7 @@ impl World {
                 let files: Vec<String> = whole.files.iter().map(|f| f.key.clone()).collect();
                 let objects = &self.store.objects;
                 let there = files.iter().all(|f| objects.contains_key(&(whole.step, f.clone())));
-                let origin = Committed {
-                    generation: whole.generation,
-                    attempt: whole.attempt.clone(),
-                    scores: whole.scores,
-                };
+                let origin = Kept { generation: whole.generation, ..whole.attempt.as_str().into() };
                 let stale = !self.leads(c, life);
                 let put = match there {
                     true if self.store.put_manifest(whole.step, Manifest { origin, files, stale }) => {

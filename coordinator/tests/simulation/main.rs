@@ -57,7 +57,10 @@ fn every_seed_keeps_the_promises_and_ends() {
                     }
                     match catch_unwind(AssertUnwindSafe(|| World::new(seed, false).run())) {
                         Ok(tally) => total.lock().unwrap().add(&tally),
-                        Err(_) => failed.lock().unwrap().push(seed),
+                        Err(_) => {
+                            eprintln!("seed {seed} failed");
+                            failed.lock().unwrap().push(seed);
+                        }
                     }
                 }
             });

@@ -1,6 +1,6 @@
 //! The run's location: journal, manifests and objects; and what must be true of them after every write.
 
-use coordinator::core::{Committed, Epoch, Generation, Membership, Step};
+use coordinator::core::{Epoch, Generation, Kept, Membership, Step};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One entry of the journal.
@@ -17,7 +17,7 @@ pub struct Entry {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Manifest {
-    pub origin: Committed,
+    pub origin: Kept,
     pub files: Vec<String>,
     /// Written by a coordinator that stood still after it had looked whether it leads, and led no longer. If its
     /// files are swept, it or the sweeper takes it back; until then readers find out by the digests.

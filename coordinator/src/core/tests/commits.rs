@@ -42,7 +42,7 @@ fn the_newest_are_kept() {
 
 #[test]
 fn refused_checkpoints_are_replaced_and_do_not_push_out_good_ones() {
-    let third = Committed { generation: Generation(3), attempt: "g3".into(), ..Default::default() };
+    let third = Kept { generation: Generation(3), ..Kept::from("g3") };
     let committed = [10, 20, 30].map(|s| (Step(s), third.clone())).into();
     let last = Membership { generation: Generation(3), ..Default::default() };
     let found = Found { last, committed, ..Default::default() };
@@ -100,7 +100,7 @@ fn a_set_that_becomes_whole_after_its_generation_counts_unless_its_step_was_done
 fn a_part_whose_manifest_is_there_is_answered_at_once() {
     let names = vec!["w1".to_string(), "w2".into()].into();
     let last = Membership { generation: Generation(3), names, ..Default::default() };
-    let third = Committed { generation: Generation(3), attempt: "g3".into(), ..Default::default() };
+    let third = Kept { generation: Generation(3), ..Kept::from("g3") };
     let committed = [(Step(10), third)].into();
     let mut job = Job::of(Core::new(settings(), Found { last, committed, ..Default::default() }));
     job.join(1);

@@ -18,6 +18,8 @@ pub enum Error {
     /// Nobody answers, or not as a coordinator does.
     #[error("reach the coordinator at {address}: {why}; is it running, and is the address right?")]
     Unreachable { address: String, why: String },
+    #[error("release the worker: {why}; `marey status {address}` names those who are there")]
+    NoWorker { why: String, address: String },
     /// The stream of events broke off.
     #[error("follow the job at {address}: {why}")]
     Broken { address: String, why: String },

@@ -1,6 +1,6 @@
 //! Follows a coordinator's events to the end of the job, showing each.
 
-use crate::{Error, Result, screen::Screen};
+use crate::{Error, Result, screen::Screen, words};
 use proto::{
     Access, AccessArgs,
     v1::{JobEnded, JobEvent, WatchRequest, coordinator_client::CoordinatorClient, job_event::Kind},
@@ -36,7 +36,7 @@ pub fn command(args: &Args) -> Result<u8> {
 pub async fn connect(address: &str, access: &Access) -> Result<Streaming<JobEvent>> {
     let unreachable = |why: String| Error::Unreachable { address: address.into(), why };
     let reply = CoordinatorClient::new(access.connection(address)?).watch(WatchRequest {}).await;
-    Ok(reply.map_err(|s| unreachable(status(&s)))?.into_inner())
+    Ok(reply.map_err(|s| unreachable(words::refusal(&s)))?.into_inner())
 }
 
 /// Shows events until the job has ended.
@@ -55,24 +55,7 @@ pub async fn follow(
                 }
             }
             Ok(None) => return Err(broken("the coordinator went away before the job ended".into())),
-            Err(s) => return Err(broken(status(&s))),
+            Err(s) => return Err(broken(words::refusal(&s))),
         }
     }
-}
-
-fn status(s: &tonic::Status) -> String {
-    match std::error::Error::source(s) {
-        Some(source) => chain(source),
-        None => s.message().to_string(),
-    }
-}
-
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

@@ -9,6 +9,7 @@ mod predict;
 mod report;
 mod screen;
 mod siblings;
+mod status;
 mod train;
 mod words;
 
@@ -45,6 +46,10 @@ enum Command {
     Train(train::Args),
     /// Follow a running job
     Watch(follow::Args),
+    /// Show where a running job stands: members, checkpoint, incidents
+    Status(status::StatusArgs),
+    /// Let a worker of a running job go at the next step boundary
+    Release(status::ReleaseArgs),
     /// Coordinate the workers of one job (marey-coordinator)
     #[command(disable_help_flag = true)]
     Coordinator(Rest),
@@ -122,6 +127,8 @@ fn run(command: Command) -> Result<u8> {
         Command::Predict(args) => predict::command(&args),
         Command::Report(args) => report::command(&args),
         Command::Train(args) => train::command(args),
+        Command::Status(args) => status::status(&args),
+        Command::Release(args) => status::release(&args),
         Command::Watch(args) => follow::command(&args),
     }
 }

@@ -171,8 +171,9 @@ async fn train(
 
     let address = tokio::select! {
         address = listening(&mut coordinator, screen) => address?,
-        _ = interrupt.recv() => return Ok(1),
-        _ = terminate.recv() => return Ok(1),
+        // Nothing has begun.
+        _ = interrupt.recv() => return Ok(0),
+        _ = terminate.recv() => return Ok(0),
     };
     let mut events = follow::connect(&address, &access).await?;
     let devices = args.devices.clone().unwrap_or_else(|| format!("cpu:{}", args.workers.unwrap_or(1)));
@@ -180,19 +181,24 @@ async fn train(
     told.extend(shown);
     let mut worker = Child::start("worker", worker, &told, logs, None)?;
 
-    let end = {
-        // A second signal finds this program no longer listening, and ends it at once.
+    let mut told = false;
+    let end = loop {
         let stop = async {
             tokio::select! {
                 _ = interrupt.recv() => "interrupted",
                 _ = terminate.recv() => "told to stop",
             }
         };
-        tokio::select! {
-            ended = follow::follow(&address, &mut events, screen) => End::Job(ended),
-            status = worker.wait() => End::Worker(status?),
-            why = stop => End::Told(why),
-        }
+        let why = tokio::select! {
+            ended = follow::follow(&address, &mut events, screen) => break End::Job(ended),
+            status = worker.wait() => break End::Worker(status?),
+            why = stop => why,
+        };
+        // The coordinator has the workers take a checkpoint; told a second time, it ends at once.
+        coordinator.terminate();
+        let then = if told { "ending at once" } else { "taking a checkpoint first; once more ends at once" };
+        screen.line(&format!("{why}: {then}"));
+        told = true;
     };
     match end {
         End::Job(ended) => finish(ended, &mut coordinator, &mut worker, screen).await,
@@ -208,14 +214,6 @@ async fn train(
                 None => Err(worker.died(status)),
             }
         }
-        End::Told(why) => {
-            screen.line(&format!("{why}: stopping; the same command goes on from the last checkpoint"));
-            coordinator.terminate();
-            worker.terminate();
-            coordinator.end(PATIENCE).await?;
-            worker.end(PATIENCE).await?;
-            Ok(1)
-        }
     }
 }
 
@@ -223,8 +221,6 @@ enum End {
     Job(Result<JobEnded>),
     /// All workers are gone.
     Worker(ExitStatus),
-    /// A signal.
-    Told(&'static str),
 }
 
 /// Waits for the coordinator's "listening on ADDRESS".

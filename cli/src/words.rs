@@ -1,6 +1,7 @@
 //! What happens in a job, in one line each.
 
 use proto::v1::{self, job_event::Kind};
+use std::error::Error;
 
 /// The line for an event that a person should see; steps and beats have their own places.
 pub fn describe(kind: &Kind) -> Option<String> {
@@ -26,10 +27,55 @@ pub fn describe(kind: &Kind) -> Option<String> {
         Kind::Lost(l) => l.reason.clone(),
         Kind::Log(l) if l.level == "info" => l.text.clone(),
         Kind::Log(l) => format!("{}: {}", l.level, l.text),
+        Kind::Ended(e) if e.ok && e.reason.starts_with("stopped") => e.reason.clone(),
         Kind::Ended(e) if e.ok => format!("the job is done: {}", e.reason),
         Kind::Ended(e) => format!("the job failed: {}", e.reason),
         Kind::Step(_) | Kind::Beat(_) | Kind::Incident(_) => return None,
     })
+}
+
+/// What cost the job time.
+pub fn incident(i: &v1::Incident) -> String {
+    let worker = match (i.worker.as_str(), i.kind.as_str()) {
+        ("", _) => String::new(),
+        (name, "joined") => format!(" {name}"),
+        (name, _) => format!(" {name} (rank {})", i.rank),
+    };
+    format!("{}{worker} at step {}, {:.1} s: {}", i.kind, i.step, i.seconds, i.cause)
+}
+
+/// Milliseconds since 1970 as a date and time, UTC.
+pub fn time(unix_ms: u64) -> String {
+    let (days, seconds) = (unix_ms / 86_400_000, unix_ms / 1000 % 86_400);
+    // Days since 1970 to a date: 400 years have 146,097 days, and years begin in March.
+    let shifted = days + 719_468;
+    let (era, day) = (shifted / 146_097, shifted % 146_097);
+    let year_of_era = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month = (5 * day + 2) / 153;
+    let day_of_month = day - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year}-{month:02}-{day_of_month:02} {hour:02}:{minute:02}:{second:02}")
+}
+
+/// A failed call, with all its causes.
+pub fn refusal(s: &tonic::Status) -> String {
+    match s.source() {
+        Some(source) => chain(source),
+        None => s.message().to_string(),
+    }
+}
+
+fn chain(e: &dyn Error) -> String {
+    let mut text = e.to_string();
+    let mut source = e.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
 }
 
 /// One step, and how fast the last ones went.
@@ -126,6 +172,19 @@ mod tests {
         pace.add(&r);
         let line = step(&r, &pace);
         assert_eq!(line, "epoch 1.50  loss 1.2500  acc 50.0 %  lr 1.00e-2  8.0 clips/s  data wait 25.0 %");
+    }
+
+    #[test]
+    fn dates_of_all_sorts() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_399, "2000-02-28 23:59:59"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (1_704_067_199, "2023-12-31 23:59:59"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+        ] {
+            assert_eq!(time(1000 * seconds), text);
+        }
     }
 
     #[test]

@@ -18,6 +18,18 @@ pub(crate) struct History {
     pub generations: Vec<Generation>,
     /// Said by the coordinator of lost workers.
     pub lost: Vec<String>,
+    /// What cost the run time.
+    pub incidents: Vec<Incident>,
+}
+
+/// One line of `metrics/incidents.jsonl`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub(crate) struct Incident {
+    pub incident: String,
+    pub worker: String,
+    pub step: u64,
+    pub cause: String,
+    pub seconds: f64,
 }
 
 /// A membership of workers.
@@ -94,7 +106,11 @@ impl History {
         for file in run.list("metrics").await? {
             if file.key.ends_with(".jsonl") {
                 let text = run.get(&file.key).await?;
-                history.add(&run.url_of(&file.key), &String::from_utf8_lossy(&text))?;
+                let (url, text) = (run.url_of(&file.key), String::from_utf8_lossy(&text).into_owned());
+                match file.key.ends_with("/incidents.jsonl") {
+                    true => history.add_incidents(&url, &text)?,
+                    false => history.add(&url, &text)?,
+                }
             }
         }
         if history.steps.is_empty() {
@@ -113,6 +129,15 @@ impl History {
             };
             let at: Stamp = serde_json::from_str(line).map_err(bad)?;
             self.take(serde_json::from_str(line).map_err(bad)?, at.unix_ms);
+        }
+        Ok(())
+    }
+
+    fn add_incidents(&mut self, url: &str, text: &str) -> Result<(), Error> {
+        for (number, line) in text.lines().enumerate() {
+            let why = |e: serde_json::Error| format!("line {}: {e}", number + 1);
+            let parsed = serde_json::from_str(line).map_err(why);
+            self.incidents.push(parsed.map_err(|why| Error::Metrics { url: url.into(), why })?);
         }
         Ok(())
     }
@@ -235,6 +260,16 @@ pub(crate) mod tests {
         assert_eq!(h.evals.len(), 3);
         assert!((h.clips_per_second() - 16.0).abs() < 1e-9);
         assert!((h.share(|s| s.data_wait_seconds) - 0.1).abs() < 1e-9);
+    }
+
+    #[test]
+    fn incidents_are_read_as_the_coordinator_writes_them() {
+        let mut history = History::default();
+        let line = r#"{"kind":"incident","generation":1,"incident":"lost","worker":"b","rank":1,"host":"h","step":7,"phase":"training","cause":"killed by SIGKILL","seconds":1.5,"unix_ms":9}"#;
+        history.add_incidents("u", line).unwrap();
+        assert_eq!((history.incidents[0].incident.as_str(), history.incidents[0].seconds), ("lost", 1.5));
+        let e = history.add_incidents("u", "{}").unwrap_err();
+        assert!(e.to_string().contains("line 1"), "{e}");
     }
 
     #[test]

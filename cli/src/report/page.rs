@@ -207,7 +207,12 @@ fn facts(out: &mut String, run: &str, data: &str, history: &History, eval: &Eval
         let names: Vec<&str> = missing.into_iter().collect();
         rows.push(("Damaged clips left out", format!("{}: {}", names.len(), names.join(", "))));
     }
-    if !history.lost.is_empty() {
+    if !history.incidents.is_empty() {
+        let told = history.incidents.iter().map(|i| {
+            format!("{} {} at step {}, {:.1} s: {}", i.incident, i.worker, i.step, i.seconds, i.cause)
+        });
+        rows.push(("Incidents", told.collect::<Vec<_>>().join("; ")));
+    } else if !history.lost.is_empty() {
         rows.push(("Workers lost", history.lost.join("; ")));
     }
     out.push_str("<section><h2>Facts</h2><table>");

@@ -60,7 +60,8 @@ fn strangers_neither_join_nor_stop_the_job_nor_grow_its_memory() {
     let (token, logs) = (token.to_str().unwrap(), logs.to_str().unwrap());
     let data = fixture.data().to_string();
     // Long enough for all that strangers try.
-    let long = ["--set", "train.epochs=100", "--set", "train.max_steps=300", "--set", "checkpoint.every_steps=50"];
+    let long =
+        ["--set", "train.epochs=100", "--set", "train.max_steps=300", "--set", "checkpoint.every_steps=50"];
     let more = ["--set", &data, "--listen", &address, "--token-file", token, "--log-dir", logs];
     let more = [&more[..], &long].concat();
     let mut job = Job::train(&config, 2, fixture.run("run").to_str().unwrap(), &more);

@@ -118,7 +118,11 @@ impl Cluster {
     #[track_caller]
     pub fn straight(&self, workers: usize, steps: u64) -> Ledger {
         let run = self.fixture.run("straight");
-        let more = [format!("cluster.workers={workers}"), format!("train.max_steps={steps}")];
+        let more = [
+            format!("cluster.workers={workers}"),
+            format!("cluster.min_workers={workers}"),
+            format!("train.max_steps={steps}"),
+        ];
         let all: Vec<&str> = self.overrides.iter().chain(&more).map(String::as_str).collect();
         let (coordinator, address) = Job::coordinator(&self.config, &run, "127.0.0.1:0", &all);
         let workers: Vec<Job> = (0..workers).map(|_| Job::worker(&address)).collect();

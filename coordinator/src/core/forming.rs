@@ -37,7 +37,7 @@ impl Core {
         let State::Waiting(w) = &mut self.state else { return };
         let (here, s) = (self.members.len(), &self.settings);
         // The last survivor may leave while the job waits.
-        w.fresh |= !self.members.iter().any(|m| m.rank.is_some());
+        w.fresh = w.fresh || !self.members.iter().any(|m| m.rank.is_some());
         if here == 0 {
             w.first_at = None;
             return;

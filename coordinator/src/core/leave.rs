@@ -13,12 +13,11 @@ use super::{
 impl Core {
     /// A worker wants to go, or a person wants it to: at the next step boundary.
     pub(super) fn wants_to_go(&mut self, now: Now, id: WorkerId, reason: String, out: &mut Vec<Action>) {
-        let Some(member) = self.members.get_mut(id) else { return };
-        if member.leaving.is_none() {
-            log(out, Level::Info, format!("{} wants to leave: {reason}", member.name));
+        let Some(name) = self.members.get(id).map(|m| m.name.clone()) else { return };
+        let text = format!("{name} wants to leave: {reason}");
+        if self.members.leaves(id, reason) {
+            log(out, Level::Info, text);
         }
-        let name = member.name.clone();
-        member.leaving.get_or_insert(reason);
         match &self.state {
             State::Running(r) if r.needs(id) => {
                 let checkpoint = self.too_few_would_stay();
@@ -116,7 +115,7 @@ impl Core {
             self.left_together(now, out);
         }
         if let State::Waiting(_) = &self.state
-            && self.members.iter().any(|m| m.leaving.is_some())
+            && self.members.any_leaving()
         {
             if !self.is_needed_for_checkpoint() {
                 let gone: Vec<_> =
@@ -197,8 +196,7 @@ impl Core {
 
     /// True if those who stay could not go on by themselves.
     fn too_few_would_stay(&self) -> bool {
-        let stay = self.members.iter().filter(|m| m.leaving.is_none()).count();
-        stay < self.settings.min_workers as usize
+        self.members.staying() < self.settings.min_workers as usize
     }
 
     /// Says goodbye to a worker that is in no generation.

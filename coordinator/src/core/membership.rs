@@ -52,6 +52,8 @@ impl Member {
 pub struct Members {
     by_id: BTreeMap<WorkerId, Member>,
     by_name: HashMap<String, WorkerId>,
+    /// How many want to go.
+    leaving: usize,
     /// As the last generation sat.
     chairs: Chairs,
 }
@@ -127,8 +129,27 @@ impl Members {
 
     pub fn remove(&mut self, id: WorkerId) -> Option<Member> {
         let member = self.by_id.remove(&id)?;
+        self.leaving -= usize::from(member.leaving.is_some());
         self.by_name.remove(&member.name);
         Some(member)
+    }
+
+    /// The worker wants to go. True if that is new.
+    pub fn leaves(&mut self, id: WorkerId, reason: String) -> bool {
+        let Some(m) = self.by_id.get_mut(&id).filter(|m| m.leaving.is_none()) else { return false };
+        m.leaving = Some(reason);
+        self.leaving += 1;
+        true
+    }
+
+    /// How many do not want to go.
+    pub fn staying(&self) -> usize {
+        self.by_id.len() - self.leaving
+    }
+
+    /// Some want to go.
+    pub fn any_leaving(&self) -> bool {
+        self.leaving > 0
     }
 
     /// Any message counts as a sign of life.

@@ -83,8 +83,8 @@ impl Core {
             seconds: 0.0,
             last_lines: vec![],
         })));
-        let others = self.members.iter().filter(|m| m.leaving.is_none()).count();
-        if self.settings.replace_stragglers && others > self.settings.min_workers as usize {
+        let enough = self.members.staying() > self.settings.min_workers as usize;
+        if self.settings.replace_stragglers && enough {
             self.wants_to_go(now, worker, cause, out);
         }
     }

@@ -112,6 +112,9 @@ impl World {
         let s = &self.sessions[session];
         if s.coordinator_open && self.coordinators[s.coordinator].life == s.coordinator_life {
             self.hear_worker(session, message);
+        } else {
+            // What is sent to a connection that is gone is answered by a reset.
+            self.at(self.now + 1, Ev::WorkerSeesEnd(session));
         }
     }
 
@@ -119,6 +122,8 @@ impl World {
         let s = &self.sessions[session];
         if s.worker_open && self.workers[s.worker].life == s.worker_life {
             self.hear_coordinator(session, message);
+        } else {
+            self.at(self.now + 1, Ev::CoordinatorSeesEnd(session));
         }
     }
 

@@ -145,6 +145,7 @@ fn ten_thousand_workers_on_one_core() {
             (1..=WORKERS).for_each(|w| drop(job.give(beat(w, generation, 100 + n))));
         }
     }
+    println!("a loss and what follows: {:.1} ms of CPU", micros(cpu() - before) / 1e3 / LOSSES as f64);
     println!(
         "loss to the last stop: {:.1} ms on average, {:.1} ms p99",
         mean(&stops) / 1e3,

@@ -248,7 +248,7 @@ async fn the_store_blocks_until_set_and_ends_with_its_generation() {
     let e = waiting.await.unwrap().unwrap_err();
     assert_eq!(e.code(), Code::Aborted);
     assert!(e.message().contains("lost worker b"), "{e}");
-    assert!(job.stop().await.reason.contains("told twice to stop"));
+    assert!(job.stop().await.ok, "nothing was done yet");
 }
 
 #[tokio::test]

@@ -36,7 +36,8 @@ impl Core {
     /// The job was told to stop; the second time, at once.
     pub(super) fn terminate(&mut self, now: Now, out: &mut Vec<Action>) {
         let going_on = match &self.state {
-            State::Running(_) | State::Recording(_) => self.members.iter().any(|m| m.has_state),
+            State::Running(_) => true,
+            State::Recording(_) => self.members.iter().any(|m| m.has_state),
             State::Waiting(w) => {
                 let enough = self.members.len() >= self.settings.min_workers as usize;
                 !w.fresh && enough && self.members.iter().any(|m| m.has_state)

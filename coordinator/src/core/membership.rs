@@ -3,7 +3,7 @@
 
 use super::seating::Chairs;
 use super::straggler::Pace;
-use super::types::{Generation, Membership, Now, Rank, Settings, WorkerId};
+use super::types::{Generation, Membership, Now, Rank, Settings, Step, WorkerId};
 use super::{Beat, Hello, Running};
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,7 +21,7 @@ pub struct Member {
     /// Its rank in the running generation, or else in the last one it belonged to.
     pub rank: Option<Rank>,
     pub beat: Beat,
-    /// It has been in a generation, and keeps what it had then in memory.
+    /// It was in a generation that did a step, and keeps what it had then in memory.
     pub has_state: bool,
     /// It wants to go, and why.
     pub leaving: Option<String>,
@@ -100,7 +100,7 @@ impl Members {
             device: hello.device.clone(),
             rank: None,
             beat: Beat::default(),
-            has_state: hello.generation > Generation(0),
+            has_state: false,
             leaving: None,
             pace: Pace::default(),
             heard_at: now,
@@ -164,7 +164,17 @@ impl Members {
             if beat.progress != m.beat.progress {
                 m.progress_at = now;
             }
+            m.has_state |= beat.step > Step(0);
             m.beat = beat;
+        }
+    }
+
+    /// Their generation has done a step.
+    pub fn have_state(&mut self, workers: impl Iterator<Item = WorkerId>) {
+        for id in workers {
+            if let Some(m) = self.by_id.get_mut(&id) {
+                m.has_state = true;
+            }
         }
     }
 
@@ -205,7 +215,6 @@ impl Members {
         for (rank, id) in roster.workers.iter().enumerate() {
             if let Some(m) = self.by_id.get_mut(id) {
                 m.rank = Some(Rank(rank as u32));
-                m.has_state = true;
                 m.pace = Pace::default();
                 // Idle time is not stuck time; what came before it is.
                 if let Some(idle) = m.idle_since.take() {

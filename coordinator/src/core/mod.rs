@@ -172,11 +172,7 @@ impl Core {
                 out.push(Action::Publish(Notice::Checkpoint { step, bytes, manifest }));
                 out.push(Action::Prune { delete, newest: step });
             }
-            Event::CommitFailed { step, error } => {
-                self.commits.failed(step);
-                let reason = format!("failed to commit the checkpoint of step {step}: {error}");
-                self.end(now, false, reason, &mut out);
-            }
+            Event::CommitFailed { step, error } => self.commit_failed(now, step, error, &mut out),
             Event::Superseded { why } => {
                 self.state = State::Ended { reason: why.clone() };
                 out.push(Action::Resign { why });
@@ -215,8 +211,10 @@ impl Core {
         if self.running_rank(worker, report.generation) != Some(Rank(0)) {
             return;
         }
-        if let State::Running(r) = &mut self.state {
-            r.step = Some(report.step);
+        if let State::Running(r) = &mut self.state
+            && r.step.replace(report.step).is_none()
+        {
+            self.members.have_state(r.inside());
         }
         if report.step > self.furthest {
             self.furthest = report.step;
@@ -283,6 +281,19 @@ impl Core {
                     ),
                 ),
             }
+        }
+    }
+
+    fn commit_failed(&mut self, now: Now, step: Step, error: String, out: &mut Vec<Action>) {
+        self.commits.failed(step);
+        let reason = format!("failed to commit the checkpoint of step {step}: {error}");
+        match self.commits.newest().filter(|newest| *newest > step) {
+            // It may have been swept away as older than that one.
+            Some(newest) => {
+                log(out, Level::Warn, format!("{reason}; that of step {newest} is there"));
+                self.to_all(Directive::Committed { step: newest }, out);
+            }
+            None => self.end(now, false, reason, out),
         }
     }
 

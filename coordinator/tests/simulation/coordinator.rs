@@ -272,7 +272,15 @@ impl World {
                 self.ask(c, Op::PutManifest(whole));
             }
             Reply::LeadsAfter(whole, Put::Incomplete, true) => {
-                panic!("files of step {}, {}, were reported and are not there", whole.step, whole.attempt);
+                // It may have been swept, but then a later one is there.
+                let step = whole.step;
+                assert!(
+                    self.store.newest_whole() > Some(step),
+                    "files of step {step}, {}, are gone",
+                    whole.attempt
+                );
+                self.job_done(c);
+                self.give(c, Event::CommitFailed { step, error: "swept".into() });
             }
             Reply::Deleted(whole) => self.ask(c, Op::PutManifest(whole)),
             Reply::Strays(strays) => self.ask(c, Op::Sweep(strays)),

@@ -185,6 +185,9 @@ impl World {
             let states = members.iter().filter_map(|(w, _)| self.workers[*w].trainer.state);
             // The newest wins; of those who hold it, the first rank's.
             let agreed = states.reduce(|a, b| if b.step > a.step { b } else { a });
+            // One that was cut off for long may have less than a checkpoint has.
+            let whole = self.store.newest_whole().map_or(0, |step| step.0);
+            let agreed = agreed.filter(|state| state.step >= whole);
             for (w, _) in members {
                 let delay = self.rng.between(20, 1500);
                 self.workers[w].trainer.token += 1;

@@ -62,6 +62,7 @@ fn refused_checkpoints_are_replaced_and_do_not_push_out_good_ones() {
 fn nobody_reads_checkpoints_while_a_manifest_is_in_flight() {
     let mut job = Job::running(settings(), 2);
     job.commits_land = false;
+    job.step(1, 1, 10);
     job.shard(1, 1, 10, 0, 2);
     job.shard(2, 1, 10, 1, 2);
     job.leave(2);

@@ -28,14 +28,14 @@ ALPHA = 4
 
 
 class NonLocal(nn.Module):
-    """Wang et al. 2018, section 3: y = x + BN(W sum_j f(x_i, x_j) g(x_j)), keys and values pooled in space."""
+    """Wang et al. 2018, section 3: y = x + BN(W sum_j f(x_i, x_j) g(x_j)), keys and values pooled over `pool`."""
 
-    def __init__(self, channels, softmax):
+    def __init__(self, channels, softmax, pool):
         super().__init__()
         self.softmax, inner = softmax, channels // 2
         self.conv_theta, self.conv_phi, self.conv_g = (nn.Conv3d(channels, inner, 1) for _ in range(3))
         self.conv_out, self.norm = nn.Conv3d(inner, channels, 1), nn.BatchNorm3d(channels)
-        self.pool = nn.MaxPool3d((1, 2, 2))
+        self.pool = nn.MaxPool3d(pool)
 
     def forward(self, x):
         keys = self.pool(x)
@@ -47,11 +47,11 @@ class NonLocal(nn.Module):
 
 
 class StageWithNonLocal(nn.Module):
-    def __init__(self, stage, after, softmax):
+    def __init__(self, stage, after, softmax, pool):
         super().__init__()
         self.res_blocks = stage.res_blocks
         channels = stage.res_blocks[0].branch2.conv_c.out_channels
-        self.non_local = nn.ModuleDict({str(i): NonLocal(channels, softmax) for i in after})
+        self.non_local = nn.ModuleDict({str(i): NonLocal(channels, softmax, pool) for i in after})
 
     def forward(self, x):
         for i, block in enumerate(self.res_blocks):
@@ -64,13 +64,13 @@ class StageWithNonLocal(nn.Module):
 def slowfast_16x8_r101_nl():
     model = hub.slowfast_16x8_r101_50_50()
     slow_and_fast = model.blocks[3].multipathway_blocks
-    slow_and_fast[0] = StageWithNonLocal(slow_and_fast[0], [6, 13, 20], softmax=False)
+    slow_and_fast[0] = StageWithNonLocal(slow_and_fast[0], [6, 13, 20], softmax=False, pool=(2, 2, 2))
     return model
 
 
 def five_blocks(model):
     for block, after in ((3, [1, 3]), (4, [1, 3, 5])):
-        model.blocks[block] = StageWithNonLocal(model.blocks[block], after, softmax=True)
+        model.blocks[block] = StageWithNonLocal(model.blocks[block], after, softmax=True, pool=(1, 2, 2))
     return model
 
 

@@ -25,7 +25,7 @@ references=(torchvision==0.28.0 pytorchvideo==0.1.5 timm==1.0.31 transformers==5
   annotated-types==0.8.0 typing-inspection==0.4.5)
 nextest_version=0.9.143
 debian=(libavcodec-dev libavformat-dev libavutil-dev libswscale-dev libavfilter-dev libavdevice-dev
-  libclang-dev clang cmake nasm pkg-config g++ make ffmpeg python3-pip)
+  libclang-dev clang cmake nasm pkg-config g++ make ffmpeg python3-pip iproute2 iptables)
 
 say() { printf 'set-up: %s\n' "$*"; }
 fail() { printf 'error: failed to set up: %s\n' "$*" >&2; exit 1; }

@@ -63,19 +63,9 @@ pub fn time(unix_ms: u64) -> String {
 /// A failed call, with all its causes.
 pub fn refusal(s: &tonic::Status) -> String {
     match s.source() {
-        Some(source) => chain(source),
+        Some(source) => proto::chain(source),
         None => s.message().to_string(),
     }
-}
-
-fn chain(e: &dyn Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// One step, and how fast the last ones went.

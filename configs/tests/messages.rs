@@ -112,7 +112,7 @@ fn sizes_that_do_not_fit_are_named() {
             "by its weights",
         ),
         (&["data.shuffle=grouped", "data.sampling=class_balanced"], "data.shuffle", "every clip once"),
-        (&["data.shuffle=grouped", "data.shuffle_window='0'"], "data.shuffle_window", "greater than 0"),
+        (&["data.shuffle=grouped", "data.shuffle_window='0'"], "data.shuffle_window", "is not a size"),
         (
             &["data.shuffle=grouped", "data.cache={ folder = '/tmp/c', limit = '1 GiB' }"],
             "data.shuffle",

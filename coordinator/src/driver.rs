@@ -94,8 +94,8 @@ pub struct Driver {
     pub journal: Arc<Mutex<Journal>>,
     pub hub: Arc<Hub>,
     pub store: Arc<KeyValue>,
-    /// The run's incidents before this start, a JSON line each.
-    pub history: String,
+    /// What the run was told before this start.
+    pub history: metrics::History,
     /// Where the driver's own background work reports.
     pub loopback: mpsc::Sender<Input>,
 }
@@ -108,10 +108,11 @@ impl Driver {
         signals: impl Stream<Item = Signal>,
     ) -> Outcome {
         let start = clock();
-        let (notices, metrics) = channel_to(|rx| metrics::write(self.run.clone(), self.history.clone(), rx));
+        let (notices, metrics) =
+            channel_to(|rx| metrics::write(self.run.clone(), self.journal.clone(), self.history.clone(), rx));
         let (jobs, keeper) =
             channel_to(|rx| keeper::keep(self.run.clone(), self.journal.clone(), rx, self.loopback.clone()));
-        let incidents = metrics::parse(&self.run, &self.history).unwrap_or_else(|e| {
+        let incidents = metrics::parse(&self.run, &self.history.incidents).unwrap_or_else(|e| {
             tracing::warn!("failed to {e}");
             vec![]
         });

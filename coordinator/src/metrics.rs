@@ -7,52 +7,81 @@
 use crate::{
     Error, Result,
     core::{Generation, Incident, Notice},
+    journal::Journal,
     watch::Stamped,
 };
 use serde::Serialize;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use storage::Location;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 
 /// Seconds between two rewrites, and once more for each MiB the file has.
 const EVERY: u32 = 5;
 
 const INCIDENTS: &str = "metrics/incidents.jsonl";
 
-/// Takes notices until the channel closes, then writes the rest and returns. `incidents` are the lines that
-/// the run has already.
-pub async fn write(run: Location, incidents: String, mut notices: mpsc::UnboundedReceiver<Stamped>) {
+/// What the run has been told before this start, a JSON line each.
+#[derive(Clone, Debug, Default)]
+pub struct History {
+    pub incidents: String,
+    /// The last generation, which may be running still, and the lines of its file.
+    pub last: Option<(Generation, String)>,
+}
+
+/// Takes notices until the channel closes, then writes the rest and returns. Once another coordinator has taken the
+/// run, these files are its own to write.
+pub async fn write(
+    run: Location,
+    journal: Arc<Mutex<Journal>>,
+    history: History,
+    mut notices: mpsc::UnboundedReceiver<Stamped>,
+) {
+    let out = Out { run, journal };
     let mut file = File::default();
-    let mut told = Incidents { lines: incidents, dirty: false };
+    if let Some((generation, lines)) = history.last {
+        (file.generation, file.lines) = (Some(generation), lines);
+    }
+    let mut told = Incidents { lines: history.incidents, dirty: false };
     let mut second = tokio::time::interval(Duration::from_secs(1));
     loop {
         let at_once = tokio::select! {
             notice = notices.recv() => match notice {
                 Some(stamped) if matches!(stamped.notice, Notice::Incident(_)) => {
                     told.dirty |= append(&mut told.lines, &stamped);
-                    told.put(&run).await;
+                    told.put(&out).await;
                     false
                 }
-                Some(stamped) => file.add(&run, stamped).await,
+                Some(stamped) => file.add(&out, stamped).await,
                 None => break,
             },
             _ = second.tick() => {
-                told.put(&run).await;
+                told.put(&out).await;
                 file.is_due()
             }
         };
         if at_once {
-            file.put(&run).await;
+            file.put(&out).await;
         }
     }
-    told.put(&run).await;
-    file.put(&run).await;
+    told.put(&out).await;
+    file.put(&out).await;
 }
 
-/// The lines of the run's incidents so far.
-pub async fn incidents(run: &Location) -> Result<String> {
-    let bytes = run.get_opt(INCIDENTS).await?.unwrap_or_default();
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+/// Reads what the run has been told so far; `last` is its newest generation.
+pub async fn history(run: &Location, last: Generation) -> Result<History> {
+    let lines = async |key: &str| {
+        let bytes = run.get_opt(key).await?.unwrap_or_default();
+        Ok::<_, Error>(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let running = match last {
+        Generation(0) => None,
+        last => Some((last, lines(&file_of(last)).await?)),
+    };
+    Ok(History { incidents: lines(INCIDENTS).await?, last: running })
+}
+
+fn file_of(generation: Generation) -> String {
+    format!("metrics/generation-{:06}.jsonl", generation.0)
 }
 
 /// The incidents that `lines` tell of.
@@ -78,13 +107,9 @@ struct Incidents {
 }
 
 impl Incidents {
-    async fn put(&mut self, run: &Location) {
+    async fn put(&mut self, out: &Out) {
         if self.dirty {
-            match run.put(INCIDENTS, self.lines.clone().into_bytes()).await {
-                Ok(()) => self.dirty = false,
-                // Metrics never stop a job; the next second tries again.
-                Err(e) => tracing::warn!("failed to {e}"),
-            }
+            self.dirty = !out.put(INCIDENTS, &self.lines).await;
         }
     }
 }
@@ -123,11 +148,11 @@ struct Line<'a> {
 
 impl File {
     /// Adds a line; true if it should be written at once.
-    async fn add(&mut self, run: &Location, stamped: Stamped) -> bool {
+    async fn add(&mut self, out: &Out, stamped: Stamped) -> bool {
         if let Notice::Generation { generation, .. } = &stamped.notice {
             // What came before the first generation opens its file.
             if self.generation.is_some() {
-                self.put(run).await;
+                self.put(out).await;
                 self.lines.clear();
             }
             self.generation = Some(*generation);
@@ -146,22 +171,52 @@ impl File {
         self.waited >= EVERY * (1 + (self.lines.len() >> 20) as u32)
     }
 
-    async fn put(&mut self, run: &Location) {
+    async fn put(&mut self, out: &Out) {
         let Some(generation) = self.generation.filter(|_| self.dirty) else { return };
-        let key = format!("metrics/generation-{:06}.jsonl", generation.0);
-        match run.put(&key, self.lines.clone().into_bytes()).await {
-            Ok(()) => self.dirty = false,
-            // Metrics never stop a job; the next rewrite has these lines too.
-            Err(e) => tracing::warn!("failed to {e}"),
-        }
+        self.dirty = !out.put(&file_of(generation), &self.lines).await;
         self.waited = 0;
+    }
+}
+
+/// Where the files go, as long as this coordinator leads the run.
+struct Out {
+    run: Location,
+    journal: Arc<Mutex<Journal>>,
+}
+
+impl Out {
+    /// True if it was written. Metrics never stop a job: the next rewrite has these lines too.
+    async fn put(&self, key: &str, lines: &str) -> bool {
+        let put = async {
+            self.journal.lock().await.still_leads().await?;
+            Ok::<_, Error>(self.run.put(key, lines.as_bytes().to_vec()).await?)
+        };
+        let done = put.await;
+        if let Err(e) = &done {
+            tracing::warn!("failed to write {key}: failed to {e}");
+        }
+        done.is_ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::{EvalReport, Level, Rank, Step, StepReport, What};
+    use crate::{
+        core::{EvalReport, Level, Rank, Step, StepReport, What},
+        journal::Claimant,
+    };
+
+    /// Another coordinator takes the run.
+    async fn claim(run: &Location, leader: &str) -> Arc<Mutex<Journal>> {
+        let me = Claimant {
+            leader: leader.into(),
+            address: format!("{leader}:1"),
+            dataset_digest: "d".into(),
+            dataset_url: "data".into(),
+        };
+        Arc::new(Mutex::new(Journal::claim(run, me, 0).await.unwrap().0))
+    }
 
     #[tokio::test]
     async fn each_generation_has_its_file_of_json_lines() {
@@ -178,7 +233,8 @@ mod tests {
         }
         send(Notice::Ended { ok: true, reason: "done".into() });
         drop(tx);
-        write(run.clone(), String::new(), rx).await;
+        let first = claim(&run, "a").await;
+        write(run.clone(), first.clone(), History::default(), rx).await;
         let read = async |g: u64| {
             let bytes = run.get(&format!("metrics/generation-{g:06}.jsonl")).await.unwrap();
             let text = String::from_utf8(bytes.to_vec()).unwrap();
@@ -193,6 +249,27 @@ mod tests {
         assert_eq!(one[2]["unix_ms"], 7);
         assert!(one[2]["loss"].is_null());
         assert_eq!(two[2]["top1"], 0.5);
+
+        // A coordinator that was started again while generation 2 went on.
+        let (tx, rx) = mpsc::unbounded_channel();
+        let step = Notice::Step(StepReport { step: Step(3), ..Default::default() });
+        tx.send(Stamped { unix_ms: 8, notice: step }).unwrap();
+        drop(tx);
+        let before = history(&run, Generation(2)).await.unwrap();
+        write(run.clone(), claim(&run, "b").await, before, rx).await;
+        assert_eq!(kinds(&read(2).await), "generation step eval ended step");
+
+        // The first one wakes up and still has something to say.
+        let (tx, rx) = mpsc::unbounded_channel();
+        for notice in [
+            Notice::Generation { generation: Generation(2), members: vec!["w".into()] },
+            Notice::Ended { ok: false, reason: "superseded".into() },
+        ] {
+            tx.send(Stamped { unix_ms: 9, notice }).unwrap();
+        }
+        drop(tx);
+        write(run.clone(), first, History::default(), rx).await;
+        assert_eq!(kinds(&read(2).await), "generation step eval ended step");
     }
 
     #[tokio::test]
@@ -213,12 +290,12 @@ mod tests {
         };
         for start in 1..=2 {
             let (tx, rx) = mpsc::unbounded_channel();
-            let before = incidents(&run).await.unwrap();
+            let before = history(&run, Generation(0)).await.unwrap();
             tx.send(Stamped { unix_ms: start, notice: Notice::Incident(incident(start)) }).unwrap();
             drop(tx);
-            write(run.clone(), before, rx).await;
+            write(run.clone(), claim(&run, &format!("c{start}")).await, before, rx).await;
         }
-        let told = parse(&run, &incidents(&run).await.unwrap()).unwrap();
+        let told = parse(&run, &history(&run, Generation(0)).await.unwrap().incidents).unwrap();
         let expected = [1, 2].map(|n| Stamped { unix_ms: n, notice: Notice::Incident(incident(n)) });
         assert_eq!(told, expected);
         assert!(matches!(parse(&run, "{"), Err(Error::Damaged { .. })));

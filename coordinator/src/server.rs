@@ -97,7 +97,7 @@ impl Server {
         run::settle_config(&run, &config).await?;
         let (journal, last) = Journal::claim(&run, me, unix_ms()).await?;
         let committed = manifest::committed(&run).await?;
-        let history = metrics::incidents(&run).await?;
+        let history = metrics::history(&run, last.generation).await?;
         tracing::info!(
             run = run.url(),
             "coordinator {}: generation {} was the last; {} checkpoint(s)",

@@ -122,7 +122,6 @@ fn ten_thousand_workers_on_one_core() {
     let busy = cpu() - before;
     println!("one beat a second of all: {:.1} % of a core", 100.0 * busy.as_secs_f64() / SECONDS as f64);
 
-    let before = cpu();
     // One after the other is lost: the stops of all others, then the next generation.
     let (mut stops, mut forms) = (vec![], vec![]);
     for n in 1..=LOSSES {

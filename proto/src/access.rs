@@ -188,7 +188,8 @@ fn parse_token(path: &Path, bytes: &[u8]) -> Result<String, AccessError> {
     Ok(text.into())
 }
 
-fn chain(e: &dyn std::error::Error) -> String {
+/// An error and its causes in one line.
+pub fn chain(e: &dyn std::error::Error) -> String {
     std::iter::successors(e.source(), |e| e.source()).fold(e.to_string(), |text, e| format!("{text}: {e}"))
 }
 

@@ -2,7 +2,7 @@
 #![allow(clippy::large_enum_variant, clippy::unwrap_used, missing_docs)]
 
 mod access;
-pub use access::{Access, AccessArgs, AccessError, Connection, ShowToken, token_of};
+pub use access::{Access, AccessArgs, AccessError, Connection, ShowToken, chain, token_of};
 
 /// Generated from `protos/marey/v1/marey.proto`.
 pub mod v1 {

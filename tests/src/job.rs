@@ -46,29 +46,28 @@ impl Job {
         Self { child, lines, seen: vec![] }
     }
 
-    /// Starts `marey-coordinator` for a run, saying each step in its log, and waits for its address.
+    /// Starts `marey-coordinator` for a run and waits for its address.
     pub fn coordinator(config: &Path, run: &Path, listen: &str, overrides: &[&str]) -> (Self, String) {
-        let mut command = Command::new(program("marey-coordinator"));
-        command.args(["--listen", listen, "--run"]).arg(run).arg("--config").arg(config);
-        command.args(overrides.iter().flat_map(|o| ["--set", o])).env("MAREY_LOG", "info,coordinator=debug");
-        let mut job = Self::start(command);
-        let line = job.wait_line(&["listening on "]);
-        let address = line.rsplit(' ').next().expect("an address").to_string();
+        let run = run.to_str().expect("UTF-8");
+        let mut job = Self::start(coordinator(config, run, listen, overrides));
+        let address = job.listening();
         (job, address)
     }
 
     /// Starts `marey-worker run` with one trainer, which records its clips.
     pub fn worker(address: &str) -> Self {
-        let mut command = Command::new(program("marey-worker"));
-        command.args(["run", "--coordinator", address, "--devices", "cpu:1", "--threads", "1"]);
-        command.env("RUST_LOG", "info,clips=debug");
-        Self::start(command)
+        Self::start(worker(address))
+    }
+
+    /// Waits until a coordinator serves; returns its address.
+    pub fn listening(&mut self) -> String {
+        let line = self.wait_line(&["listening on "]);
+        line.rsplit(' ').next().expect("an address").to_string()
     }
 
     /// Sends a signal to the program itself, not to what it started.
-    pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id() as i32).expect("a process id");
-        rustix::process::kill_process(pid, signal).expect("it is alive");
+    pub fn signal(&self, of: Signal) {
+        signal(self.child.id() as i32, of);
     }
 
     /// Reads lines until one holds all of `words`; returns it.
@@ -164,6 +163,28 @@ fn send_lines(from: impl Read + Send + 'static, to: Sender<String>) {
             }
         }
     });
+}
+
+/// `marey-coordinator`, which says each step in its log.
+pub fn coordinator(config: &Path, run: &str, listen: &str, overrides: &[&str]) -> Command {
+    let mut command = Command::new(program("marey-coordinator"));
+    command.args(["--listen", listen, "--run", run, "--config"]).arg(config);
+    command.args(overrides.iter().flat_map(|o| ["--set", o])).env("MAREY_LOG", "info,coordinator=debug");
+    command
+}
+
+/// `marey-worker run` with one trainer, which records its clips.
+pub fn worker(address: &str) -> Command {
+    let mut command = Command::new(program("marey-worker"));
+    command.args(["run", "--coordinator", address, "--devices", "cpu:1", "--threads", "1"]);
+    command.env("RUST_LOG", "info,clips=debug");
+    command
+}
+
+/// Sends a signal to a process, which must be there.
+pub fn signal(pid: i32, signal: Signal) {
+    let pid = Pid::from_raw(pid).expect("a process id");
+    rustix::process::kill_process(pid, signal).expect("it is alive");
 }
 
 /// SIGKILL; a process that is gone already is fine.

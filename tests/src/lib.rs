@@ -2,8 +2,11 @@
 //!
 //! `make test` builds the programs first; a test that finds none says so.
 
+pub mod cluster;
 pub mod data;
 pub mod job;
+pub mod ledger;
+pub mod netns;
 pub mod proxy;
 pub mod small;
 

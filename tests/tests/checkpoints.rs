@@ -67,7 +67,8 @@ impl Bench {
 #[test]
 fn a_job_reads_each_byte_of_its_checkpoint_once() {
     let bench = Bench::new();
-    Job::start(bench.train(20, &["--set", "checkpoint.keep=2", "--set", "checkpoint.keep_every=10"])).finish();
+    Job::start(bench.train(20, &["--set", "checkpoint.keep=2", "--set", "checkpoint.keep_every=10"]))
+        .finish();
     assert_eq!(bench.steps(), [10, 15, 20]);
     let newest = bench.list().pop().unwrap();
     assert!(newest["whole"] == true && newest["world_size"] == 2 && newest["top1"].is_f64(), "{newest}");

@@ -1,8 +1,8 @@
-//! A worker that dies is named, and the job goes on with the rest from the last checkpoint.
+//! A trainer that dies under `marey train` is named, and the job goes on from what the others have in memory.
 
 use tests::{
     data,
-    job::{Job, events, kill},
+    job::{Job, events, kill, losses},
 };
 
 const CONFIG: &str = r#"
@@ -49,7 +49,7 @@ fn the_job_goes_on_without_a_killed_worker() {
     let lost = job.wait_line(&["lost"]);
     assert!(lost.contains(&victim.to_string()), "the line names the worker: {lost}");
     let rest = job.finish();
-    assert!(rest.contains("resumed from the checkpoint of step"), "{rest}");
+    assert!(!rest.contains("resumed from the checkpoint"), "{rest}");
 
     let events = events(&run);
     let worlds: Vec<usize> = events
@@ -57,7 +57,9 @@ fn the_job_goes_on_without_a_killed_worker() {
         .filter(|e| e["kind"] == "generation")
         .map(|e| e["members"].as_array().expect("members").len())
         .collect();
-    assert_eq!(worlds, [2, 1]);
-    assert!(events.iter().any(|e| e["kind"] == "step" && e["step"] == 72 && e["generation"] == 2));
+    // Its supervisor starts another, which may still come in time.
+    assert!(worlds == [2, 1] || worlds == [2, 1, 2], "{worlds:?}");
+    let steps: Vec<u64> = losses(&run).into_keys().collect();
+    assert_eq!(steps, (1..=72).collect::<Vec<u64>>());
     assert!(run.join("checkpoints/step-000000072/manifest.json").exists());
 }

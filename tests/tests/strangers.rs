@@ -59,7 +59,11 @@ fn strangers_neither_join_nor_stop_the_job_nor_grow_its_memory() {
 
     let (token, logs) = (token.to_str().unwrap(), logs.to_str().unwrap());
     let data = fixture.data().to_string();
+    // Long enough for all that strangers try.
+    let long =
+        ["--set", "train.epochs=100", "--set", "train.max_steps=300", "--set", "checkpoint.every_steps=50"];
     let more = ["--set", &data, "--listen", &address, "--token-file", token, "--log-dir", logs];
+    let more = [&more[..], &long].concat();
     let mut job = Job::train(&config, 2, fixture.run("run").to_str().unwrap(), &more);
     job.wait_line(&["generation 1"]);
     let coordinator = job.find_process(&["marey-coordinator"]).unwrap();
@@ -76,7 +80,7 @@ fn strangers_neither_join_nor_stop_the_job_nor_grow_its_memory() {
     let watch = marey(&["watch", "--coordinator", &address]).output().unwrap();
     assert_eq!(watch.status.code(), Some(2), "{}", String::from_utf8_lossy(&watch.stderr));
 
-    job.wait_line(&["checkpoint", "step 10"]);
+    job.wait_line(&["checkpoint", "step 250"]);
     let memory = peak(coordinator).unwrap();
     let said = job.finish();
     over.store(true, Ordering::Relaxed);

@@ -218,12 +218,6 @@ pub fn ranked(probabilities: &[f64], k: usize) -> Vec<usize> {
     order
 }
 
-/// How many rows of `logits` (B, classes) are largest at their label (B, int64).
-pub fn correct(logits: &Tensor, labels: &Tensor) -> Result<i64> {
-    let hits = logits.f_argmax(-1, false)?.f_eq_tensor(labels)?.f_sum(Kind::Int64)?;
-    Ok(hits.f_int64_value(&[])?)
-}
-
 /// Rows of `scores` (B, classes) in float64.
 pub fn rows(scores: &Tensor) -> Result<Vec<Vec<f64>>> {
     let p = scores.f_to_kind(Kind::Double)?.f_to_device(Device::Cpu)?.f_contiguous()?;
@@ -303,9 +297,8 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_correct_counts() {
+    fn rows_are_read_in_order() {
         let logits = Tensor::from_slice2(&[[0f32, 0.0], [2.0, -1000.0]]);
         assert_eq!(rows(&logits.transpose(0, 1)).unwrap(), [[0.0, 2.0], [0.0, -1000.0]]);
-        assert_eq!(correct(&logits, &Tensor::from_slice(&[1i64, 0])).unwrap(), 1);
     }
 }

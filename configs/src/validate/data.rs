@@ -72,7 +72,6 @@ impl Rules<'_> {
             )?;
             let why = "runs that are fetched in groups are not cached; leave one of them out";
             self.require(d.cache.is_none(), "data.shuffle", why)?;
-            self.positive("data.shuffle_window", d.shuffle_window.0 as f64)?;
         }
         for part in &d.mixture {
             self.require(!part.url.is_empty(), "data.mixture.url", "it is empty; name a dataset")?;

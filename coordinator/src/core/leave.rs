@@ -117,12 +117,10 @@ impl Core {
         }
         if let State::Waiting(_) = &self.state
             && self.members.any_leaving()
+            && !self.is_needed_for_checkpoint()
         {
-            if !self.is_needed_for_checkpoint() {
-                let gone: Vec<_> =
-                    self.members.iter().filter(|m| m.leaving.is_some()).map(|m| m.id).collect();
-                gone.into_iter().for_each(|id| self.let_go(now, id, out));
-            }
+            let gone: Vec<_> = self.members.iter().filter(|m| m.leaving.is_some()).map(|m| m.id).collect();
+            gone.into_iter().for_each(|id| self.let_go(now, id, out));
         }
         if let Some(since) = self.stopping
             && now.since(since) > self.settings.stop_grace

@@ -20,7 +20,8 @@ const ASK: Duration = Duration::from_secs(3);
 /// Connects to the coordinator, with keep-alive, so that a dead peer or network is noticed.
 pub async fn connect(address: &str, access: &Access) -> Result<Connection> {
     let channel = access.endpoint(address)?.connect().await;
-    let channel = channel.map_err(|e| Error::Coordinator { address: address.into(), why: chain(&e) })?;
+    let channel =
+        channel.map_err(|e| Error::Coordinator { address: address.into(), why: proto::chain(&e) })?;
     Ok(access.over(channel))
 }
 
@@ -78,16 +79,6 @@ pub(super) fn refusal(address: &str, s: &tonic::Status) -> Error {
         | tonic::Code::Unauthenticated => Error::Rejected(s.message().to_string()),
         _ => Error::Coordinator { address: address.into(), why: format!("{}: {}", s.code(), s.message()) },
     }
-}
-
-fn chain(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(s) = source {
-        text = format!("{text}: {s}");
-        source = s.source();
-    }
-    text
 }
 
 #[cfg(test)]

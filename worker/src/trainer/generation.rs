@@ -4,6 +4,7 @@ use super::{
     Job,
     kept::{Kept, Owed, broadcast},
     measure::MOMENTUM,
+    meet::meet,
     now,
     step::Guard,
 };
@@ -15,16 +16,14 @@ use crate::{
         save,
         shared::Shared,
     },
-    device::Device,
     ema::Ema,
     feed, schedule,
     session::{Asked, Assignment, Session, Timing},
     state::State,
-    store_client::StoreOverGrpc,
     supervise,
     weights::init,
 };
-use collective::{Backend, Group, RankSum, Reducer, ReducerOptions, Store};
+use collective::{Group, RankSum, Reducer, ReducerOptions};
 use configs::{BatchNorm, Stage, StepShape};
 use models::{Exchange, NormMode};
 use proto::v1::{self, worker_message::Kind as Message};
@@ -90,16 +89,7 @@ impl<'a> Generation<'a> {
         // A survivor goes on where it stands, as a rule: its clips are read while the ranks meet.
         let ahead = kept.begun.then(|| job.batches(&at, kept.position).map(|s| (kept.position, s)));
         let ahead = ahead.transpose()?;
-        let timeout = job.config.cluster.collective_timeout.duration();
-        let keys = StoreOverGrpc::new(session.channel(), job.runtime.handle().clone(), timeout);
-        let store = Store::new(Arc::new(keys), timeout)?;
-        let backend = match job.options.device {
-            Device::Cpu(_) => Backend::Gloo { host: &job.host },
-            Device::Cuda(i) => Backend::Nccl { device: i as i32 },
-        };
-        let group = Group::new(&store, &format!("g{}/", at.generation), at.rank, at.world, backend, timeout)?;
-        session.watch_over(at.generation, &group);
-
+        let group = meet(job, session, &at)?;
         progress.at("loading", at.generation, kept.position.epoch, kept.position.step);
         let entered = agree(job, session, kept, &at, &group).and_then(|()| {
             let mode = norm_mode(job.config.train.batch_norm, &group);

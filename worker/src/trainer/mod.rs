@@ -3,6 +3,7 @@
 //! ```text
 //! mod.rs         joins the job and trains in one generation after the other
 //! kept.rs        what outlives a generation, and how the ranks of a new one agree on it
+//! meet.rs        the group of a generation
 //! generation.rs  the loop itself: next batch, step, report, evaluate, checkpoint
 //! step.rs        one step: forward and backward passes, vote, clip, update
 //! measure.rs     between steps: precise batch norm, validation accuracy
@@ -12,6 +13,7 @@
 mod generation;
 mod kept;
 mod measure;
+mod meet;
 mod signals;
 mod step;
 

@@ -86,14 +86,17 @@ fn damage_that_one_rank_finds_moves_all_to_the_one_before() {
         assert!(all[0].1.len() == 1 && all[0].1[0].contains(file), "{:?}", all[0].1);
         std::fs::write(&path, good).unwrap();
     }
-    assert!(together(dir.path(), 3).iter().all(|(l, _)| l.as_ref().unwrap().as_ref().unwrap().header.step == 10));
+    assert!(
+        together(dir.path(), 3).iter().all(|(l, _)| l.as_ref().unwrap().as_ref().unwrap().header.step == 10)
+    );
 }
 
 #[test]
 fn what_no_rank_can_use_is_an_error_of_all() {
     let dir = tempfile::tempdir().unwrap();
     fill(dir.path(), &[(5, 2, true)]);
-    let file = dir.path().join(layout::step_folder(5)).join(layout::attempt(3)).join("model-2-of-2.safetensors");
+    let file =
+        dir.path().join(layout::step_folder(5)).join(layout::attempt(3)).join("model-2-of-2.safetensors");
     std::fs::remove_file(&file).unwrap();
     for (loaded, _) in together(dir.path(), 2) {
         let e = loaded.unwrap_err();
@@ -105,5 +108,9 @@ fn what_no_rank_can_use_is_an_error_of_all() {
     std::fs::write(&manifest, text.replace("\"version\": 1", "\"version\": 2")).unwrap();
     let errors: Vec<Error> = together(dir.path(), 2).into_iter().map(|(l, _)| l.unwrap_err()).collect();
     assert!(errors[0].exit_code() == 2 && errors[0].to_string().contains("newer"), "{}", errors[0]);
-    assert!(errors[1].is_rejoin() && errors[1].to_string().contains("rank 0 failed to read"), "{}", errors[1]);
+    assert!(
+        errors[1].is_rejoin() && errors[1].to_string().contains("rank 0 failed to read"),
+        "{}",
+        errors[1]
+    );
 }

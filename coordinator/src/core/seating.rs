@@ -1,6 +1,8 @@
 //! Who sits where. A rank owns a part of the dataset's lanes, and a node's cache holds the clips of its
 //! workers' lanes: so a node that stays, or comes back, gets the ranks it had. Pure.
 
+use std::collections::{HashMap, VecDeque};
+
 /// The node of each chair in the order of ranks, vacant ones included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Chairs(Vec<String>);
@@ -22,9 +24,13 @@ impl Chairs {
     pub fn seat(&self, nodes: &[&str]) -> (Vec<usize>, Chairs) {
         let mut chairs: Vec<(String, Option<usize>)> = self.0.iter().map(|n| (n.clone(), None)).collect();
         let mut strangers = Vec::new();
+        let mut free: HashMap<&str, VecDeque<usize>> = HashMap::new();
+        for (chair, node) in self.0.iter().enumerate() {
+            free.entry(node).or_default().push_back(chair);
+        }
         for (i, node) in nodes.iter().enumerate() {
-            match chairs.iter_mut().find(|(n, sitter)| n == node && sitter.is_none()) {
-                Some((_, sitter)) => *sitter = Some(i),
+            match free.get_mut(node).and_then(VecDeque::pop_front) {
+                Some(chair) => chairs[chair].1 = Some(i),
                 None => strangers.push(i),
             }
         }

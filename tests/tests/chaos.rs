@@ -175,7 +175,7 @@ fn a_store_that_fails_at_every_point_of_a_commit() {
         ("put *.safetensors 0.2 lose", None),
         ("put,post *.safetensors 0.3 answer 503", None),
         ("put *.safetensors 0.2 reset", None),
-        ("* checkpoints* 0.1 delay 300ms", None),
+        ("* *checkpoints* 0.1 delay 300ms", None),
     ]);
     let (mut coordinator, address) = cluster.coordinator("faulty", 0, &[]);
     let workers: Vec<Job> = (0..2).map(|_| cluster.worker(0, &address)).collect();

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 
 /// So many of the last steps and evaluations are told again after a break: nobody answers them, and the last ones
 /// may have been lost on the way. Whoever reads the metrics takes the latest of each step.
-const TOLD_AGAIN: usize = 256;
+const TOLD_AGAIN: usize = 4096;
 
 /// One worker's standing with the coordinators of its job.
 #[derive(Debug)]
@@ -156,7 +156,8 @@ mod tests {
     fn the_last_steps_are_told_again() {
         let mut s = Standing::new(Hello::default());
         s.hears(said(1, assigned(1)));
-        for step in 1..=300 {
+        let last = TOLD_AGAIN as u64 + 44;
+        for step in 1..=last {
             s.says(&Kind::Step(v1::StepReport { step, ..Default::default() }));
         }
         let steps: Vec<u64> = opening(&s)
@@ -167,6 +168,6 @@ mod tests {
                 _ => None,
             })
             .collect();
-        assert_eq!(steps, (45..=300).collect::<Vec<u64>>());
+        assert_eq!(steps, (45..=last).collect::<Vec<u64>>());
     }
 }

@@ -67,6 +67,8 @@ pub struct Server {
     service: Service,
     driver: Driver,
     inputs: mpsc::Receiver<crate::driver::Input>,
+    /// A connection over which nothing comes for so long is closed: not before its worker counts as lost.
+    silence: Duration,
 }
 
 impl Server {
@@ -127,6 +129,7 @@ impl Server {
                 keep_best: config.checkpoint.keep_best,
             },
         };
+        let silence = proto::KEEPALIVE_TIMEOUT.max(settings.beat_timeout);
         let job = v1::Job {
             protocol_version: proto::PROTOCOL_VERSION,
             config_toml: config.text().into(),
@@ -153,7 +156,7 @@ impl Server {
             history,
             loopback: sender,
         };
-        Ok(Self { address, listener, tls, gate: Gate::new(&access), service, driver, inputs })
+        Ok(Self { address, listener, tls, gate: Gate::new(&access), service, driver, inputs, silence })
     }
 
     /// The address in use, with the real port.
@@ -163,7 +166,7 @@ impl Server {
 
     /// Serves until the job ends.
     pub async fn run(self, signals: impl Stream<Item = Signal>) -> Result<Outcome> {
-        let Self { address, listener, tls, gate, service, driver, inputs } = self;
+        let Self { address, listener, tls, gate, service, driver, inputs, silence } = self;
         let closing = CancellationToken::new();
         let incoming = ReceiverStream::new(connections::open(listener, tls));
         let coordinator = v1::coordinator_server::CoordinatorServer::new(service.clone())
@@ -174,7 +177,7 @@ impl Server {
         let mut serving = AbortOnDropHandle::new(tokio::spawn(
             tonic::transport::Server::builder()
                 .http2_keepalive_interval(Some(proto::KEEPALIVE_EVERY))
-                .http2_keepalive_timeout(Some(proto::KEEPALIVE_TIMEOUT))
+                .http2_keepalive_timeout(Some(silence))
                 .max_concurrent_streams(Some(MOST_CALLS))
                 .add_service(InterceptedService::new(coordinator, gate.clone()))
                 .add_service(InterceptedService::new(store, gate))

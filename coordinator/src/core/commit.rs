@@ -105,6 +105,11 @@ impl Commits {
         self.evaluated.insert(step, scores);
     }
 
+    /// Who was rank 0 of a generation that is over.
+    pub fn first_of_ended(&self, generation: Generation) -> Option<&str> {
+        self.generations.get(&generation).filter(|k| k.ended)?.names.first().map(String::as_str)
+    }
+
     /// Takes one rank's part from the worker called `from`; see [`Commits::decide`] for what follows.
     pub fn offer(&mut self, from: &str, shard: Shard) -> Offer {
         let (generation, step, rank) = (shard.generation, shard.step, shard.rank);

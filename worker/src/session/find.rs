@@ -51,11 +51,16 @@ pub async fn leader(run: &Location) -> Result<Option<String>> {
     Ok(entry["address"].as_str().filter(|a| !a.is_empty()).map(String::from))
 }
 
-/// Whether the job of the coordinator at the other end is over, or it cannot be asked.
+/// Whether the job of the coordinator at the other end is over, or that coordinator is gone. One that does not
+/// answer is neither: the network may be cut.
 pub async fn is_over(channel: Connection) -> bool {
     let asked = CoordinatorClient::new(channel);
     let status = timeout(ASK, async { asked.clone().status(v1::StatusRequest {}).await }).await;
-    !matches!(status, Ok(Ok(reply)) if reply.get_ref().state != "ended")
+    match status {
+        Ok(Ok(reply)) => reply.get_ref().state == "ended",
+        Ok(Err(_)) => true,
+        Err(_) => false,
+    }
 }
 
 /// This host's address on the way to the coordinator: what the collectives listen on. No packet is sent.

@@ -308,3 +308,26 @@ fn one_that_comes_back_too_often_ends_the_job_and_is_told() {
     assert!(!job.exit().expect("the end").0);
     assert!(matches!(job.seen.last(), Some(Action::Reject { to: WorkerId(14), .. })));
 }
+
+#[test]
+fn a_rank_0_that_was_cut_off_tells_later_what_was_done() {
+    let mut job = Job::running(settings(), 2);
+    job.step(1, 1, 5);
+    job.leave(1);
+    job.pass(SETTLE, &[2]);
+    job.look();
+    // Back by another connection.
+    job.event(Event::Hello { worker: WorkerId(7), hello: Hello { generation: Generation(1), ..hello(1) } });
+    job.step(7, 1, 6);
+    job.step(2, 1, 7);
+    job.step(2, 2, 7);
+    let told: Vec<_> = job
+        .look()
+        .into_iter()
+        .filter_map(|a| match a {
+            Action::Publish(Notice::Step(r)) => Some((r.generation.0, r.step.0)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(told, [(1, 6), (2, 7)], "and nobody else tells of it");
+}

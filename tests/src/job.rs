@@ -61,8 +61,12 @@ impl Job {
 
     /// Waits until a coordinator serves; returns its address.
     pub fn listening(&mut self) -> String {
-        let line = self.wait_line(&["listening on "]);
-        line.rsplit(' ').next().expect("an address").to_string()
+        loop {
+            // Its log has these words too.
+            if let Some(address) = self.wait_line(&["listening on "]).strip_prefix("listening on ") {
+                return address.to_string();
+            }
+        }
     }
 
     /// Sends a signal to the program itself, not to what it started.

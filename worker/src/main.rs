@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use configs::Config;
 use proto::AccessArgs;
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
 use storage::Location;
 use worker::{
     Error, Result,
@@ -89,6 +89,7 @@ fn main() -> ExitCode {
                 .unwrap_or_else(|_| "info,h2=warn,object_store=warn".into()),
         )
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
     match run(Cli::parse().command) {

@@ -97,7 +97,10 @@ fn a_damaged_clip_stops_the_job_or_is_left_out_alike_on_all_workers() {
         let evals: Vec<_> =
             events(&bench.dir.path().join(name)).into_iter().filter(|e| e["kind"] == "eval").collect();
         assert!(!evals.is_empty());
-        assert!(evals.iter().all(|e| e["missing"] == serde_json::json!(ids) && e["clips"] == 57), "{evals:?}");
+        assert!(
+            evals.iter().all(|e| e["missing"] == serde_json::json!(ids) && e["clips"] == 57),
+            "{evals:?}"
+        );
     }
 }
 
@@ -124,7 +127,8 @@ fn an_evaluation_leaves_damaged_clips_out_and_names_them_or_stops() {
     assert_eq!(said.code, 0, "{}", said.stderr);
     assert!(said.stderr.contains("their stored bytes are damaged: 3 clips"), "{}", said.stderr);
     let one: Value = serde_json::from_str(&said.stdout).unwrap();
-    let many = [&eval(&goes_on)[..], &views, &["--workers", "3", "--out", &out, "--scores", &scores]].concat();
+    let many =
+        [&eval(&goes_on)[..], &views, &["--workers", "3", "--out", &out, "--scores", &scores]].concat();
     let text = ok(&many);
     let three = json(&out);
     assert!(text.contains("57 clips of split train, 57 of them labelled"), "{text}");

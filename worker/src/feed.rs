@@ -1,6 +1,6 @@
 //! From the job's configuration to this rank's stream of batches.
 
-use crate::{Result, checkpoint::layout::Place, session::Assignment, trainset::TrainSet};
+use crate::{Result, checkpoint::layout::Place, session::Assignment};
 use configs::Config;
 pub use shards::job::{clip_spec, stages};
 use shards::{
@@ -9,6 +9,7 @@ use shards::{
     job::{augment, stream_options, train_view},
     plan::{Plan, PlanSpec},
     stream::{EvalPass, Stream, StreamOptions, TestSampling, TrainPass, View},
+    trainset::TrainSet,
 };
 use std::sync::Arc;
 use tokio::runtime::Handle;

@@ -1,14 +1,17 @@
 //! The command line of the measurement.
 
-use super::{Report, Shown, Spec, bench};
+use super::{Report, Shown, Spec, bench, split, whole};
 use crate::augment::Augment;
-use crate::format::Manifest;
+use crate::format::Dataset;
 use crate::job;
 use crate::sampling::{ClipSpec, Scale, View};
+use crate::trainset::TrainSet;
 use crate::{Error, Result};
 use configs::Config;
 use serde::de::IntoDeserializer;
-use std::{path::PathBuf, time::Duration};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 use storage::{Location, RequestPolicy};
 use tokio::runtime::Runtime;
 
@@ -21,7 +24,7 @@ pub struct Args {
     /// The dataset [default: the configuration's]
     #[arg(required_unless_present = "config")]
     url: Option<String>,
-    /// Feed this job: its window, augmentation, global batch, lanes, seed, requests and cache.
+    /// Feed this job: its clips in their order, window, augmentation, global batch, requests and cache.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Change one key of the configuration.
@@ -80,15 +83,25 @@ impl Args {
     /// # Errors
     /// As [`bench`]; a configuration that cannot be.
     pub fn run(&self, runtime: &Runtime) -> Result<Report> {
-        let read = |path: &PathBuf| Config::read(path, &self.set).map_err(|e| Error::Usage(e.to_string()));
-        let config = self.config.as_ref().map(read).transpose()?;
+        let config = self.config.as_ref().map(|path| self.read(path)).transpose()?;
         let spec = self.spec(config.as_ref())?;
         let url = self.url.as_deref().or(config.as_ref().map(|c| &*c.data.url)).unwrap_or_default();
         bench(runtime, &Location::parse(url)?, &spec, |dataset| match &config {
-            Some(config) => self.job(config, &dataset.manifest),
-            None if self.whole => Ok(Shown::Whole),
-            None => Ok(self.window()),
+            Some(config) => job(config, dataset, runtime),
+            None => self.alone(dataset),
         })
+    }
+
+    /// The configuration with what the command line says of its dataset.
+    fn read(&self, path: &Path) -> Result<Config> {
+        let url = self.url.iter().map(|url| format!("data.url={url}"));
+        let split = self.split.iter().map(|split| format!("data.train_split={split}"));
+        let set: Vec<String> = self.set.iter().cloned().chain(url).chain(split).collect();
+        let config = Config::read(path, &set).map_err(|e| Error::Usage(e.to_string()))?;
+        if self.split.is_some() && !config.data.mixture.is_empty() {
+            return Err(Error::Usage("measure --split of a mixture: its parts name their own splits".into()));
+        }
+        Ok(config)
     }
 
     /// What the command line says goes before the configuration.
@@ -100,14 +113,7 @@ impl Args {
             data.map_or_else(RequestPolicy::default, |data| job::request_policy(&data.requests));
         requests.at_once = self.requests.unwrap_or(requests.at_once);
         let cache = data.and_then(|data| data.cache.as_ref()).filter(|_| !self.no_cache);
-        let split = self.split.as_ref().or(data.map(|data| &data.train_split));
         Ok(Spec {
-            split: split.map_or_else(|| "train".into(), String::clone),
-            seed: config.map_or(self.seed, |c| c.seed),
-            global_batch: config.map_or(self.batch, |c| c.train.global_batch),
-            lanes: data.map_or(1, |data| data.lanes),
-            stages: config.map_or(vec![], job::stages),
-            drop_last: data.is_some_and(|data| data.drop_last),
             threads: self.threads.or(data.map(|data| data.threads)).unwrap_or(0),
             prefetch_bytes: self.prefetch.or(data.map(|data| data.prefetch.0)).unwrap_or(256 << 20),
             requests,
@@ -118,20 +124,29 @@ impl Args {
         })
     }
 
-    fn job(&self, config: &Config, manifest: &Manifest) -> Result<Shown> {
-        let view = job::train_view(config, job::augment(config, manifest)?);
-        Ok(Shown::Drawn(job::clip_spec(config), Box::new(view)))
+    /// The dataset without a job.
+    fn alone(&self, dataset: &Arc<Dataset>) -> Result<Shown> {
+        let name = self.split.as_deref().unwrap_or("train");
+        let set = split(dataset, name, self.seed, self.batch)?;
+        if self.whole { whole(dataset, set) } else { Ok(self.window(set)) }
     }
 
-    fn window(&self) -> Shown {
+    fn window(&self, set: TrainSet) -> Shown {
         let crop = self.crop;
         let clip = ClipSpec { frames: self.frames, sampling_rate: self.rate, fps: None, single_frame: false };
         // 256 to 320 for a crop of 224: SlowFast's.
         let scale = Scale::ShortSide { min: crop.saturating_mul(8) / 7, max: crop.saturating_mul(10) / 7 };
         let augment = Augment::NONE;
         let view = View::Train { crop, scale, flip: 0.5, seed: self.seed, repeats: 1, augment };
-        Shown::Drawn(clip, Box::new(view))
+        Shown { set, clip, view }
     }
+}
+
+/// What rank 0 of 1 is shown in a job.
+fn job(config: &Config, dataset: &Arc<Dataset>, runtime: &Runtime) -> Result<Shown> {
+    let set = runtime.block_on(TrainSet::open(config, dataset))?;
+    let view = job::train_view(config, job::augment(config, &dataset.manifest)?);
+    Ok(Shown { set, clip: job::clip_spec(config), view })
 }
 
 fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
@@ -143,6 +158,8 @@ fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::Codec;
+    use crate::testing::write_dataset;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -183,5 +200,24 @@ lr = 0.01
         assert_eq!(own.cache, Some(("/scratch/cache".into(), 2 << 30)));
         let other = spec(&["--requests", "16", "--no-cache"]);
         assert_eq!((other.requests.at_once, other.requests.retries, other.cache), (16, 3, None));
+    }
+    #[test]
+    fn what_a_job_leaves_out_and_draws_is_what_is_measured() {
+        let folder = tempfile::tempdir().unwrap();
+        let location = write_dataset(folder.path(), Codec::Raw, &[(20, 24, 20); 30]);
+        let (config, list) = (folder.path().join("job.toml"), folder.path().join("left-out.txt"));
+        std::fs::write(&config, CONFIG).unwrap();
+        // The training clips without a label, and one more.
+        std::fs::write(&list, "clip-000\nclip-006\nclip-013\nclip-020\nclip-027\n").unwrap();
+        let quarantine = format!("data.quarantine={}", list.display());
+        let mut words = vec!["bench", location.url(), "--config", config.to_str().unwrap(), "--no-cache"];
+        words.extend(["--epochs", "2", "--seconds", "600", "--threads", "1"]);
+        words.extend(["--set", "data.sampling=class_balanced", "--set", "data.epoch_clips=20"]);
+        let runtime = Runtime::new().unwrap();
+        let run = |words: &[&str]| Line::try_parse_from(words).unwrap().args.run(&runtime);
+        assert!(run(&words).unwrap_err().to_string().contains("has no label"));
+        let report = run(&[&words[..], &["--set", &quarantine]].concat()).unwrap();
+        assert_eq!((report.clips, report.split_clips, report.shape), (40, 19, [8, 8, 16, 16, 3]));
+        assert_eq!(report.notes.len(), 2, "{:?}", report.notes);
     }
 }

@@ -13,10 +13,11 @@ mod process;
 pub use args::Args;
 
 use crate::cache::{self, Cache};
-use crate::format::{ClipIndex, Codec, Dataset};
-use crate::plan::{Plan, PlanSpec, Stage};
+use crate::format::{Codec, Dataset};
+use crate::plan::{Plan, PlanSpec};
 use crate::sampling::{ClipSpec, View};
-use crate::stream::{Stream, StreamOptions, TrainPass};
+use crate::stream::{Sources, Stream, StreamOptions, TrainPass};
+use crate::trainset::TrainSet;
 use crate::{Error, Result};
 use serde::Serialize;
 use std::path::PathBuf;
@@ -25,25 +26,17 @@ use std::time::{Duration, Instant};
 use storage::{Location, RequestPolicy};
 use tokio::runtime::Runtime;
 
-/// What each clip is shown as.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Shown {
-    /// All stored frames as they are; the clips must be of one length and size.
-    Whole,
-    Drawn(ClipSpec, Box<View>),
+/// The clips, their order, and what each is shown as.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub set: TrainSet,
+    pub clip: ClipSpec,
+    pub view: View,
 }
 
 /// One measurement.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    pub split: String,
-    pub seed: u64,
-    pub global_batch: u32,
-    /// A divisor of `global_batch`.
-    pub lanes: u32,
-    pub drop_last: bool,
-    /// The shapes of multigrid training.
-    pub stages: Vec<Stage>,
     /// 0: one a core.
     pub threads: usize,
     pub prefetch_bytes: u64,
@@ -63,8 +56,11 @@ pub struct Spec {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub url: String,
+    /// Of the first dataset, where a mixture has several.
     pub codec: Codec,
-    /// Clips of the split.
+    /// What a person should know of the job's clips.
+    pub notes: Vec<String>,
+    /// Clips of the split, or of all splits of a mixture.
     pub split_clips: u64,
     /// [B, T, H, W, 3] of the first batch.
     pub shape: [usize; 5],
@@ -116,7 +112,7 @@ pub struct Ceiling {
     pub reached: f64,
 }
 
-/// Runs the stream and measures it. `drawn` is asked what to show once the dataset is open.
+/// Runs the stream and measures it. `shown` is asked what to show once the dataset is open.
 ///
 /// # Errors
 /// The dataset's or the stream's own; numbers that cannot be.
@@ -124,26 +120,17 @@ pub fn bench(
     runtime: &Runtime,
     location: &Location,
     spec: &Spec,
-    drawn: impl FnOnce(&Dataset) -> Result<Shown>,
+    shown: impl FnOnce(&Arc<Dataset>) -> Result<Shown>,
 ) -> Result<Report> {
     let begun = now();
     let dataset = Arc::new(runtime.block_on(Dataset::open(location))?);
+    let Shown { set, clip, view } = shown(&dataset)?;
     let open_seconds = begun.elapsed().as_secs_f64();
-    let clips = dataset.clips_of(&spec.split)?;
-    let (clip, view) = match drawn(&dataset)? {
-        Shown::Drawn(clip, view) => (clip, *view),
-        Shown::Whole => whole(&dataset, &clips)?,
-    };
-    let plan = Arc::new(Plan::new(PlanSpec {
-        dataset_digest: dataset.digest.clone(),
-        seed: spec.seed,
-        clips: clips.len() as u64,
-        lanes: spec.lanes,
-        global_batch: spec.global_batch,
-        drop_last: spec.drop_last,
-        stages: spec.stages.clone(),
-        ..PlanSpec::default()
-    })?);
+    if spec.ceiling.is_some() && set.sources.datasets().count() > 1 {
+        return Err(Error::Usage(
+            "measure the ceiling of a mixture: name one of its datasets instead".into(),
+        ));
+    }
     let threads = match spec.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
@@ -151,15 +138,15 @@ pub fn bench(
     let mut options = StreamOptions::new(runtime.handle().clone(), threads, spec.prefetch_bytes);
     options.requests = spec.requests;
     if let Some((folder, limit)) = &spec.cache {
-        options.cache = Some(Arc::new(Cache::open(folder, *limit, &dataset.digest)?));
+        options.cache = Some(Arc::new(Cache::open(folder, *limit, &set.sources.digest())?));
     }
     let pass = TrainPass {
-        clips,
-        plan: plan.clone(),
+        clips: set.clips,
         rank: 0,
         world: 1,
         start: (0, 0),
-        end: plan.first_step(spec.epochs),
+        end: set.plan.first_step(spec.epochs),
+        plan: set.plan,
         clip,
         view,
     };
@@ -169,7 +156,8 @@ pub fn bench(
         split_clips: pass.clips.len() as u64,
         threads,
         open_seconds,
-        ..run(&dataset, pass.clone(), &options, spec.limit)?
+        notes: set.notes,
+        ..run(&set.sources, pass.clone(), &options, spec.limit)?
     };
     report.peak_memory = process::peak_memory();
     if let Some(trial) = spec.ceiling {
@@ -188,7 +176,7 @@ impl Report {
         let [b, t, h, w, _] = self.shape;
         let mut text = format!(
             "{url}: batches of {b} clips, {t}x{h}x{w}, {codec:?}, {threads} decode threads\n\
-             {clips} clips in {seconds:.2} s\n\
+             {notes}{clips} clips in {seconds:.2} s\n\
              {rate:>10.1} clips/s     {frames:.0} frames/s, {pixels:.0} MB/s of pixels\n\
              {read:>10.1} MB/s read   {gets:.0} requests/s, amplification {amplification:.3}\n\
              {cached}{unusual}\
@@ -198,6 +186,7 @@ impl Report {
             url = self.url,
             codec = self.codec,
             threads = self.threads,
+            notes = self.notes.iter().map(|note| format!("{note}\n")).collect::<String>(),
             clips = self.clips,
             seconds = self.seconds,
             rate = self.clips_per_second,
@@ -244,9 +233,9 @@ impl Report {
     }
 }
 
-fn run(dataset: &Arc<Dataset>, pass: TrainPass, options: &StreamOptions, limit: Duration) -> Result<Report> {
+fn run(sources: &Sources, pass: TrainPass, options: &StreamOptions, limit: Duration) -> Result<Report> {
     let (begun, cpu) = (now(), process::cpu_seconds());
-    let mut stream = Stream::train(dataset.clone(), pass, options)?;
+    let mut stream = Stream::train_of(sources.clone(), pass, options)?;
     let (mut clips, mut batches, mut pixels, mut shape, mut first) = (0u64, 0u64, 0u64, [0; 5], 0.0);
     while let Some(batch) = stream.next()? {
         if batches == 0 {
@@ -265,7 +254,8 @@ fn run(dataset: &Arc<Dataset>, pass: TrainPass, options: &StreamOptions, limit: 
     let stats = stream.stats();
     Ok(Report {
         url: String::new(),
-        codec: dataset.manifest.codec,
+        codec: sources.dataset(0).manifest.codec,
+        notes: Vec::new(),
         split_clips: 0,
         shape,
         threads: 0,
@@ -294,17 +284,33 @@ fn run(dataset: &Arc<Dataset>, pass: TrainPass, options: &StreamOptions, limit: 
     })
 }
 
+/// A dataset's split by itself, every clip once an epoch.
+fn split(dataset: &Arc<Dataset>, name: &str, seed: u64, global_batch: u32) -> Result<TrainSet> {
+    let clips = dataset.clips_of(name)?;
+    let plan = Plan::new(PlanSpec {
+        dataset_digest: dataset.digest.clone(),
+        seed,
+        clips: clips.len() as u64,
+        lanes: 1,
+        global_batch,
+        ..PlanSpec::default()
+    })?;
+    Ok(TrainSet { sources: dataset.clone().into(), clips, plan: Arc::new(plan), notes: vec![] })
+}
+
 /// Every frame of clips that are all like the first.
-fn whole(dataset: &Dataset, clips: &[ClipIndex]) -> Result<(ClipSpec, View)> {
-    let like = dataset.clip(clips[0]);
-    if let Some(other) = clips.iter().map(|&c| dataset.clip(c)).find(|c| c.num_frames != like.num_frames) {
+fn whole(dataset: &Dataset, set: TrainSet) -> Result<Shown> {
+    let like = dataset.clip(set.clips[0]);
+    let mut clips = set.clips.iter().map(|&c| dataset.clip(c));
+    if let Some(other) = clips.find(|c| c.num_frames != like.num_frames) {
         return Err(Error::Usage(format!(
             "show whole clips: {:?} has {} frames and {:?} {}; choose --frames and --crop",
             like.clip_id, like.num_frames, other.clip_id, other.num_frames
         )));
     }
-    let spec = ClipSpec { frames: like.num_frames, sampling_rate: 1, fps: None, single_frame: false };
-    Ok((spec, View::Whole { width: like.width, height: like.height }))
+    let clip = ClipSpec { frames: like.num_frames, sampling_rate: 1, fps: None, single_frame: false };
+    let view = View::Whole { width: like.width, height: like.height };
+    Ok(Shown { set, clip, view })
 }
 
 /// A measurement reads the clock; nothing else depends on it.
@@ -320,12 +326,6 @@ mod tests {
 
     fn spec() -> Spec {
         Spec {
-            split: "train".into(),
-            seed: 1,
-            global_batch: 4,
-            lanes: 2,
-            drop_last: false,
-            stages: vec![],
             threads: 2,
             prefetch_bytes: 1 << 20,
             requests: RequestPolicy { at_once: 8, ..RequestPolicy::default() },
@@ -339,7 +339,7 @@ mod tests {
     fn measured(clips: &[(u32, u32, u32)], codec: Codec) -> Result<Report> {
         let folder = tempfile::tempdir().unwrap();
         let location = write_dataset(folder.path(), codec, clips);
-        bench(&Runtime::new().unwrap(), &location, &spec(), |_| Ok(Shown::Whole))
+        bench(&Runtime::new().unwrap(), &location, &spec(), |d| whole(d, split(d, "train", 1, 4)?))
     }
 
     #[test]
@@ -348,8 +348,8 @@ mod tests {
         let location = write_dataset(folder.path(), Codec::Raw, &[(20, 24, 16); 10]);
         let spec = Spec { cache: Some((cache.path().into(), 64 << 20)), epochs: 1, ceiling: None, ..spec() };
         let runtime = Runtime::new().unwrap();
-        let [first, second] =
-            [(); 2].map(|()| bench(&runtime, &location, &spec, |_| Ok(Shown::Whole)).unwrap());
+        let measured = |()| bench(&runtime, &location, &spec, |d| whole(d, split(d, "train", 1, 4)?));
+        let [first, second] = [(); 2].map(measured).map(Result::unwrap);
         assert_eq!((first.requests, first.cache.unwrap().misses), (8, 16));
         assert_eq!((second.requests, second.cache.unwrap().hits), (0, 16));
         assert!(second.text().contains("100.0 % of 16 runs found"), "{}", second.text());

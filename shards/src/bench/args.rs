@@ -6,7 +6,7 @@ use crate::format::Manifest;
 use crate::job;
 use crate::sampling::{ClipSpec, Scale, View};
 use crate::{Error, Result};
-use configs::Config;
+use configs::{Config, Job, Shuffle};
 use serde::de::IntoDeserializer;
 use std::{path::PathBuf, time::Duration};
 use storage::Location;
@@ -43,6 +43,10 @@ pub struct Args {
     /// Clips of a batch.
     #[arg(long, default_value_t = 16, conflicts_with = "config")]
     batch: u32,
+    /// Read neighbours of a file in one request, and shuffle them inside a window of so many bytes
+    /// ("256 MiB"). [default: as the configuration says, or each clip by itself]
+    #[arg(long, value_name = "WINDOW", value_parser = parse_bytes)]
+    grouped: Option<u64>,
     /// Which clips [default: the configuration's, or train]
     #[arg(long)]
     split: Option<String>,
@@ -94,6 +98,7 @@ impl Args {
             lanes: of_config.map_or(1, |c| c.data.lanes),
             stages: config.as_ref().map_or(vec![], job::stages),
             drop_last: of_config.is_some_and(|c| c.data.drop_last),
+            shuffle_window: self.grouped.or(of_config.and_then(window)),
             threads: self.threads.or(of_config.map(|c| c.data.threads)).unwrap_or(0),
             prefetch_bytes: self.prefetch.or(of_config.map(|c| c.data.prefetch.0)).unwrap_or(256 << 20),
             requests_at_once: self.requests,
@@ -122,6 +127,11 @@ impl Args {
         let view = View::Train { crop, scale, flip: 0.5, seed: self.seed, repeats: 1, augment };
         Shown::Drawn(clip, Box::new(view))
     }
+}
+
+/// The window of a job that shuffles in groups.
+fn window(config: &Job) -> Option<u64> {
+    (config.data.shuffle == Shuffle::Grouped).then_some(config.data.shuffle_window.0)
 }
 
 fn parse_bytes(text: &str) -> std::result::Result<u64, String> {

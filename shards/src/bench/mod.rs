@@ -13,7 +13,7 @@ mod process;
 pub use args::Args;
 
 use crate::format::{ClipIndex, Codec, Dataset};
-use crate::plan::{Plan, PlanSpec, Stage};
+use crate::plan::{Groups, Order, Plan, PlanSpec, Stage};
 use crate::sampling::{ClipSpec, View};
 use crate::stream::{Stream, StreamOptions, TrainPass};
 use crate::{Error, Result};
@@ -40,6 +40,8 @@ pub struct Spec {
     /// A divisor of `global_batch`.
     pub lanes: u32,
     pub drop_last: bool,
+    /// Bytes of the window that grouped shuffling mixes; absent: uniform shuffling.
+    pub shuffle_window: Option<u64>,
     /// The shapes of multigrid training.
     pub stages: Vec<Stage>,
     /// 0: one a core.
@@ -127,7 +129,9 @@ pub fn bench(
         Shown::Drawn(clip, view) => (clip, *view),
         Shown::Whole => whole(&dataset, &clips)?,
     };
+    let grouped = |window| Groups::new(&dataset, &clips, window, spec.lanes, spec.seed);
     let plan = Arc::new(Plan::new(PlanSpec {
+        order: spec.shuffle_window.map_or(Order::Uniform, |window| Order::Grouped(grouped(window))),
         dataset_digest: dataset.digest.clone(),
         seed: spec.seed,
         clips: clips.len() as u64,
@@ -313,6 +317,7 @@ mod tests {
             global_batch: 4,
             lanes: 2,
             drop_last: false,
+            shuffle_window: None,
             stages: vec![],
             threads: 2,
             prefetch_bytes: 1 << 20,

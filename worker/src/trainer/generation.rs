@@ -139,6 +139,7 @@ impl<'a> Generation<'a> {
             self.record(&batch);
             let summary = self.step(&batch, lr)?;
             self.kept.position.advance(per_epoch);
+            self.kept.generation = at.generation;
 
             let place = self.kept.position;
             let ended = place.step == total;
@@ -365,21 +366,23 @@ fn agree(job: &Job, session: &Session, kept: &mut Kept, at: &Assignment, group: 
             e => e,
         });
     }
-    kept.broke = false;
-    (kept.position, kept.owed) = restore(job, session, at, group, &mut kept.state)?;
+    // Until all of it is here there is none.
+    (kept.broke, kept.begun, kept.saved) = (false, false, None);
+    (kept.position, kept.owed, kept.generation) = restore(job, session, at, group, &mut kept.state)?;
     kept.begun = true;
     Ok(())
 }
 
 /// The ranks read the newest whole checkpoint together; or rank 0 the weights that a new run starts from, which
-/// the others get from it. With the position, what is to be done there before the next step.
+/// the others get from it. With the position, what is to be done there before the next step, and the generation that
+/// had come there.
 fn restore(
     job: &Job,
     session: &Session,
     at: &Assignment,
     group: &Group,
     state: &mut State,
-) -> Result<(Place, Owed)> {
+) -> Result<(Place, Owed, u64)> {
     agree_on_plan(job, group)?;
     let progress = session.progress();
     let shared = Shared {
@@ -393,6 +396,8 @@ fn restore(
     };
     if let Some(loaded) = shared.newest(|text| session.log("warn", text))? {
         let (Read { store, local }, committed, url) = (loaded.read, loaded.committed, loaded.url.clone());
+        let owed = Owed { measure: loaded.header.evaluation_owed, checkpoint: !committed };
+        let generation = loaded.header.generation;
         let place = state.load(&job.config, &job.dataset, &job.set.plan, loaded)?;
         let (rank, world, step) = (at.rank, at.world, place.step);
         tracing::info!(
@@ -406,7 +411,7 @@ fn restore(
             ),
             _ => {}
         }
-        return Ok((place, Owed { measure: false, checkpoint: !committed }));
+        return Ok((place, owed, generation));
     }
     if let (0, Some(url)) = (at.rank, &job.config.train.init) {
         let (labels, log) = (&job.dataset.manifest.labels, |level: &str, text| session.log(level, text));

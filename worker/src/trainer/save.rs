@@ -1,7 +1,7 @@
 //! A checkpoint of the running generation: this rank's share is copied at the step boundary; the rest runs behind the
 //! next steps, on into the next generation.
 
-use super::{Job, generation::Generation, now};
+use super::{Job, generation::Generation, kept::Upload, now};
 use crate::{
     Error, Result,
     checkpoint::{
@@ -26,16 +26,19 @@ impl Generation<'_> {
         let place = self.kept.position;
         self.session.progress().at("saving", self.at.generation, place.epoch, place.step);
         let (job, at) = (self.job, &self.at);
-        let header = header(job, place, at.world as u32, at.generation)?;
+        let header = Header {
+            evaluation_owed: self.kept.owed.measure,
+            ..header(job, place, at.world as u32, at.generation)?
+        };
         let began = now();
         let snapshot = save::snapshot(self.kept.state.entries(), header, at.rank as u32)?;
         let (megabytes, took) = (snapshot.bytes() as f64 / 1e6, began.elapsed().as_secs_f64() * 1e3);
         tracing::info!("checkpoint of step {}: {megabytes:.1} MB copied in {took:.1} ms", place.step);
         let limit = job.config.checkpoint.bandwidth.map(|b| Bandwidth::new(b.0));
-        self.kept.saved = Some(place.step);
-        let (run, local) = (job.run.clone(), job.local.clone());
+        (self.kept.saved, self.kept.generation) = (Some(place.step), self.at.generation);
+        let (run, local, within) = (job.run.clone(), job.local.clone(), limit.clone());
         let (send, say) = (self.session.shard_sender(), self.session.sender());
-        self.kept.upload = Some(job.runtime.spawn(async move {
+        let task = job.runtime.spawn(async move {
             let packed = snapshot.pack().await?;
             if let Some(local) = local
                 && let Err(text) = write(local, packed.clone()).await
@@ -43,9 +46,10 @@ impl Generation<'_> {
                 tracing::warn!("{text}");
                 say(Message::Log(v1::Log { level: "warn".into(), text }));
             }
-            send(packed.upload(&run, limit.as_ref()).await?);
+            send(packed.upload(&run, within.as_ref()).await?);
             Ok(())
-        }));
+        });
+        self.kept.upload = Some(Upload { task, limit });
         Ok(())
     }
 
@@ -58,16 +62,19 @@ impl Generation<'_> {
         }
     }
 
-    /// Until this rank's share is uploaded; the generation may end meanwhile.
+    /// Until this rank's share is uploaded; the generation may end meanwhile. Where all are to leave, the upload may
+    /// take all that there is: a job that stops has little time for its checkpoint.
     fn wait_upload(&mut self) -> Result<()> {
         while let Some(upload) = &mut self.kept.upload {
-            let done = self.job.runtime.block_on(async { timeout(TICK, upload).await });
+            if let (true, Some(limit)) = (self.session.asked(self.at.generation)?.leave, &upload.limit) {
+                limit.lift();
+            }
+            let done = self.job.runtime.block_on(async { timeout(TICK, &mut upload.task).await });
             if let Ok(uploaded) = done {
                 self.kept.upload = None;
                 return uploaded.map_err(|e| Error::JobFailed(format!("an upload broke off: {e}")))?;
             }
             self.session.progress().tick();
-            self.session.check(self.at.generation)?;
         }
         Ok(())
     }

@@ -21,6 +21,8 @@ pub struct Worker {
     pub paused_until: u64,
     /// Its trainer does not move, though it beats.
     pub stuck: bool,
+    /// Its steps take so many times as long as they should.
+    pub slowness: u64,
     /// Cut off from its peers.
     pub isolated_until: u64,
     pub session: Option<usize>,
@@ -111,6 +113,7 @@ impl World {
             generation: worker.trainer.inside.map_or(Generation(0), |i| i.generation),
             step: Step(worker.trainer.state.map_or(0, |s| s.step)),
             progress: worker.progress,
+            step_seconds: worker.trainer.own as f64 / 1e3,
             ..Default::default()
         };
         let life = worker.life;
@@ -168,10 +171,17 @@ impl World {
         }
     }
 
+    /// A directive from a connection that is closed.
+    pub fn hear_late(&mut self, w: usize, epoch: Epoch, directive: Directive) {
+        if self.workers[w].alive && epoch < self.workers[w].epoch {
+            self.obey(w, epoch, directive);
+        }
+    }
+
     fn obey(&mut self, w: usize, epoch: Epoch, directive: Directive) {
         let worker = &mut self.workers[w];
         if epoch < worker.epoch {
-            self.tally.disobeyed += 1;
+            self.tally.add("directives disobeyed", 1);
             return;
         }
         worker.epoch = epoch;

@@ -31,6 +31,8 @@ pub struct Worker {
     pause: u64,
     /// The newest coordinator that it has heard of.
     pub epoch: Epoch,
+    /// The newest whose word has come to this process, whatever it made of it.
+    newest_word: Epoch,
     pub trainer: Trainer,
     pub progress: u64,
     /// Kept until they are answered.
@@ -180,10 +182,12 @@ impl World {
 
     fn obey(&mut self, w: usize, epoch: Epoch, directive: Directive) {
         let worker = &mut self.workers[w];
+        worker.newest_word = worker.newest_word.max(epoch);
         if epoch < worker.epoch {
             self.tally.add("directives disobeyed", 1);
             return;
         }
+        assert_eq!(epoch, worker.newest_word, "a superseded coordinator was obeyed");
         worker.epoch = epoch;
         match directive {
             Directive::Welcome { .. } | Directive::CheckpointNow => {

@@ -21,6 +21,7 @@ pub mod format;
 pub mod ingest;
 pub mod inspect;
 pub mod job;
+mod jpeg;
 pub mod ledger;
 pub mod plan;
 pub mod publish;

@@ -53,6 +53,11 @@ impl Error {
         matches!(self, Error::NotFound { .. })
     }
 
+    /// True where the same request may well succeed later: what a running job waits for.
+    pub fn may_pass(&self) -> bool {
+        !self.is_usage() || matches!(self, Error::Unreachable { .. })
+    }
+
     /// True where the user must change an argument, variable or policy: exit status 2.
     pub fn is_usage(&self) -> bool {
         use Error::{Changed, Io, Late, Store};

@@ -46,6 +46,10 @@ pub struct Args {
     /// Clips of a batch.
     #[arg(long, default_value_t = 16, conflicts_with = "config")]
     batch: u32,
+    /// Read neighbours of a file in one request, and shuffle them inside a window of so many bytes
+    /// ("256 MiB"). [default: as the configuration says, or each clip by itself]
+    #[arg(long, value_name = "WINDOW", value_parser = parse_bytes)]
+    grouped: Option<u64>,
     /// Which clips [default: the configuration's, or train]
     #[arg(long)]
     split: Option<String>,
@@ -96,7 +100,10 @@ impl Args {
     fn read(&self, path: &Path) -> Result<Config> {
         let url = self.url.iter().map(|url| format!("data.url={url}"));
         let split = self.split.iter().map(|split| format!("data.train_split={split}"));
-        let set: Vec<String> = self.set.iter().cloned().chain(url).chain(split).collect();
+        let window = self.grouped.iter().map(|bytes| format!("data.shuffle_window={bytes} B"));
+        let grouped = self.grouped.iter().map(|_| "data.shuffle=grouped".into());
+        let more = url.chain(split).chain(grouped).chain(window);
+        let set: Vec<String> = self.set.iter().cloned().chain(more).collect();
         let config = Config::read(path, &set).map_err(|e| Error::Usage(e.to_string()))?;
         if self.split.is_some() && !config.data.mixture.is_empty() {
             return Err(Error::Usage("measure --split of a mixture: its parts name their own splits".into()));
@@ -127,7 +134,7 @@ impl Args {
     /// The dataset without a job.
     fn alone(&self, dataset: &Arc<Dataset>) -> Result<Shown> {
         let name = self.split.as_deref().unwrap_or("train");
-        let set = split(dataset, name, self.seed, self.batch)?;
+        let set = split(dataset, name, self.seed, self.batch, self.grouped)?;
         if self.whole { whole(dataset, set) } else { Ok(self.window(set)) }
     }
 

@@ -14,7 +14,7 @@ pub use args::Args;
 
 use crate::cache::{self, Cache};
 use crate::format::{Codec, Dataset};
-use crate::plan::{Plan, PlanSpec};
+use crate::plan::{Groups, Order, Plan, PlanSpec};
 use crate::sampling::{ClipSpec, View};
 use crate::stream::{Sources, Stream, StreamOptions, TrainPass};
 use crate::trainset::TrainSet;
@@ -284,14 +284,22 @@ fn run(sources: &Sources, pass: TrainPass, options: &StreamOptions, limit: Durat
     })
 }
 
-/// A dataset's split by itself, every clip once an epoch.
-fn split(dataset: &Arc<Dataset>, name: &str, seed: u64, global_batch: u32) -> Result<TrainSet> {
-    let clips = dataset.clips_of(name)?;
+/// A dataset's split by itself, every clip once an epoch. `window`: bytes that grouped shuffling mixes; absent: uniform.
+fn split(
+    dataset: &Arc<Dataset>,
+    name: &str,
+    seed: u64,
+    global_batch: u32,
+    window: Option<u64>,
+) -> Result<TrainSet> {
+    let (clips, lanes) = (dataset.clips_of(name)?, 1);
+    let grouped = |window| Order::Grouped(Groups::new(dataset, &clips, window, lanes, seed));
     let plan = Plan::new(PlanSpec {
+        order: window.map_or(Order::Uniform, grouped),
         dataset_digest: dataset.digest.clone(),
         seed,
         clips: clips.len() as u64,
-        lanes: 1,
+        lanes,
         global_batch,
         ..PlanSpec::default()
     })?;
@@ -339,7 +347,7 @@ mod tests {
     fn measured(clips: &[(u32, u32, u32)], codec: Codec) -> Result<Report> {
         let folder = tempfile::tempdir().unwrap();
         let location = write_dataset(folder.path(), codec, clips);
-        bench(&Runtime::new().unwrap(), &location, &spec(), |d| whole(d, split(d, "train", 1, 4)?))
+        bench(&Runtime::new().unwrap(), &location, &spec(), |d| whole(d, split(d, "train", 1, 4, None)?))
     }
 
     #[test]
@@ -348,7 +356,7 @@ mod tests {
         let location = write_dataset(folder.path(), Codec::Raw, &[(20, 24, 16); 10]);
         let spec = Spec { cache: Some((cache.path().into(), 64 << 20)), epochs: 1, ceiling: None, ..spec() };
         let runtime = Runtime::new().unwrap();
-        let measured = |()| bench(&runtime, &location, &spec, |d| whole(d, split(d, "train", 1, 4)?));
+        let measured = |()| bench(&runtime, &location, &spec, |d| whole(d, split(d, "train", 1, 4, None)?));
         let [first, second] = [(); 2].map(measured).map(Result::unwrap);
         assert_eq!((first.requests, first.cache.unwrap().misses), (8, 16));
         assert_eq!((second.requests, second.cache.unwrap().hits), (0, 16));

@@ -53,6 +53,12 @@ impl Error {
         matches!(self, Error::NotFound { .. })
     }
 
+    /// True where the same request may go well later, or from another host.
+    pub fn is_passing(&self) -> bool {
+        use Error::{Io, Late, Store, Unreachable};
+        matches!(self, Unreachable { .. } | Late { .. } | Store { .. } | Io { .. })
+    }
+
     /// True where the user must change an argument, variable or policy: exit status 2.
     pub fn is_usage(&self) -> bool {
         use Error::{Changed, Io, Late, Store};

@@ -29,7 +29,7 @@ pub async fn keep(
                 let done = loop {
                     let done = commit(&run, &journal, &mut whole).await;
                     let (e, pause) = match (done, pauses.next()) {
-                        (Err(Error::Storage(e)), Some(pause)) if e.may_pass() => (e, pause),
+                        (Err(Error::Storage(e)), Some(pause)) if e.is_passing() => (e, pause),
                         (done, _) => break done,
                     };
                     tracing::warn!("failed to {e}; trying again in {pause} s");

@@ -13,6 +13,7 @@ pub fn event(worker: WorkerId, message: v1::WorkerMessage) -> Option<Event> {
         Kind::Eval(r) => Event::Eval { worker, report: eval(r) },
         Kind::Shard(s) => Event::Shard { worker, shard: shard(s) },
         Kind::Log(l) => Event::Log { worker, level: level(&l.level), text: l.text },
+        Kind::Failed(f) if f.ends && !f.fatal => Event::Broken { worker, step: Step(f.step), error: f.error },
         Kind::Failed(f) => Event::StepFailed {
             worker,
             generation: Generation(f.generation),
@@ -74,7 +75,7 @@ pub fn directive(epoch: Epoch, d: Directive) -> v1::Directive {
         }
         Directive::CheckpointNow => Kind::CheckpointNow(v1::CheckpointNow {}),
         Directive::Committed { step } => Kind::Committed(v1::Committed { step: step.0 }),
-        Directive::Shutdown { ok, reason } => Kind::Shutdown(v1::Shutdown { ok, reason }),
+        Directive::Shutdown { ok, reason, restart } => Kind::Shutdown(v1::Shutdown { ok, reason, restart }),
     };
     v1::Directive { kind: Some(kind), coordinator: epoch.0 }
 }

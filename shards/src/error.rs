@@ -46,6 +46,16 @@ impl Error {
         }
     }
 
+    /// True where the same may go well later, or on another host.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Error::Storage(e) => e.is_passing(),
+            Error::Unread { source, .. } => source.is_passing(),
+            Error::Io { .. } | Error::Stopped(_) => true,
+            _ => false,
+        }
+    }
+
     /// True where stored bytes are not what was written.
     pub fn is_damage(&self) -> bool {
         matches!(self, Error::Damaged { .. } | Error::DamagedClip { .. })

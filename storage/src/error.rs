@@ -53,9 +53,10 @@ impl Error {
         matches!(self, Error::NotFound { .. })
     }
 
-    /// True where the same request may well succeed later: what a running job waits for.
-    pub fn may_pass(&self) -> bool {
-        !self.is_usage() || matches!(self, Error::Unreachable { .. })
+    /// True where the same request may go well later, or from another host: what a running job waits for.
+    pub fn is_passing(&self) -> bool {
+        use Error::{Io, Late, Store, Unreachable};
+        matches!(self, Unreachable { .. } | Late { .. } | Store { .. } | Io { .. })
     }
 
     /// True where the user must change an argument, variable or policy: exit status 2.

@@ -125,8 +125,8 @@ fn run(command: Command) -> Result<u8> {
             let (device, run) = (Device::parse(&device)?, run.map(|url| Location::parse(&url)).transpose()?);
             let look = run.zip(grace.and_then(|s| Duration::try_from_secs_f64(s).ok()));
             let access = access.read()?;
-            trainer::run(TrainerOptions { coordinator, access, device, threads, config, look })?;
-            Ok(0)
+            let again = trainer::run(TrainerOptions { coordinator, access, device, threads, config, look })?;
+            Ok(if again { supervise::AGAIN } else { 0 })
         }
         Command::Eval(args) => evaluate::command(args).map(|()| 0),
         Command::EvalPart(args) => {

@@ -190,8 +190,21 @@ fn what_a_broken_connection_lost_is_said_again() {
     assert_eq!(session.wait_assignment().unwrap().unwrap().generation, 4);
     assert!(matches!(session.check(3), Err(Error::GenerationOver { generation: 3, .. })));
     session.check(4).unwrap();
-    second.say(5, Down::Shutdown(v1::Shutdown { ok: true, reason: "done".into() }));
+    let shutdown = v1::Shutdown { ok: true, reason: "it is slow".into(), restart: true };
+    second.say(5, Down::Shutdown(shutdown));
     assert!(session.wait_assignment().unwrap().is_none());
+    assert!(session.is_replaced());
+}
+
+#[test]
+fn one_that_was_given_up_hears_whether_it_may_come_again() {
+    for restart in [true, false] {
+        let (runtime, dir) = (Runtime::new().unwrap(), tempfile::tempdir().unwrap());
+        let (_played, first, mut session) = open(&runtime, dir.path(), LONG);
+        first.say(1, Down::Shutdown(v1::Shutdown { ok: false, reason: "no beat".into(), restart }));
+        let e = session.wait_assignment().unwrap_err();
+        assert!(matches!(&e, Error::Dismissed { again, .. } if *again == restart), "{e}");
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ impl Event {
             | Event::Shard { worker, .. }
             | Event::Log { worker, .. }
             | Event::StepFailed { worker, .. }
+            | Event::Broken { worker, .. }
             | Event::Finished { worker, .. }
             | Event::Leaving { worker, .. }
             | Event::Left { worker, .. } => Some(*worker),

@@ -201,7 +201,8 @@ impl Core {
     /// Says goodbye to a worker that is in no generation.
     fn let_go(&mut self, now: Now, id: WorkerId, out: &mut Vec<Action>) {
         let Some(reason) = self.members.get(id).and_then(|m| m.leaving.clone()) else { return };
-        let directive = Directive::Shutdown { ok: true, reason: reason.clone() };
+        let restart = self.members.get(id).is_some_and(|m| m.replaced);
+        let directive = Directive::Shutdown { ok: true, reason: reason.clone(), restart };
         out.push(Action::Send { to: id, directive });
         out.push(Action::Close { to: id });
         self.lose(now, vec![(id, reason)], out);

@@ -59,10 +59,11 @@ impl Core {
     }
 
     /// Lets workers go whose stream is still open.
-    fn give_up(&mut self, now: Now, lost: Vec<(WorkerId, String)>, out: &mut Vec<Action>) {
+    pub(super) fn give_up(&mut self, now: Now, lost: Vec<(WorkerId, String)>, out: &mut Vec<Action>) {
         for (to, why) in &lost {
             let reason = format!("the coordinator gave this worker up: {why}");
-            out.push(Action::Send { to: *to, directive: Directive::Shutdown { ok: false, reason } });
+            let directive = Directive::Shutdown { ok: false, reason, restart: true };
+            out.push(Action::Send { to: *to, directive });
             out.push(Action::Close { to: *to });
         }
         self.lose(now, lost, out);

@@ -25,6 +25,8 @@ pub struct Member {
     pub has_state: bool,
     /// It wants to go, and why.
     pub leaving: Option<String>,
+    /// Another process shall take its place then.
+    pub replaced: bool,
     pub pace: Pace,
     heard_at: Now,
     progress_at: Now,
@@ -102,6 +104,7 @@ impl Members {
             beat: Beat::default(),
             has_state: false,
             leaving: None,
+            replaced: false,
             pace: Pace::default(),
             heard_at: now,
             progress_at: now,

@@ -52,6 +52,7 @@ use forming::Waiting;
 use generation::Running;
 use incident::Incidents;
 use membership::{Member, Members, Roster};
+use std::collections::BTreeSet;
 use straggler::Median;
 
 /// The state machine.
@@ -63,6 +64,8 @@ pub struct Core {
     commits: Commits,
     incidents: Incidents,
     median: Median,
+    /// Hosts and devices whose stragglers were let go to be replaced.
+    replaced: BTreeSet<(String, String)>,
     /// The last generation that was recorded, or is being recorded.
     generation: Generation,
     state: State,
@@ -103,6 +106,7 @@ impl Core {
             commits: Commits::new(committed, &last),
             incidents: Incidents::default(),
             median: Median::default(),
+            replaced: BTreeSet::new(),
             generation: last.generation,
             state: State::Waiting(Waiting::at_start(&last)),
             stopping: None,
@@ -144,6 +148,9 @@ impl Core {
             }
             Event::StepFailed { worker, generation, step, error, fatal } => {
                 self.failed(now, worker, generation, (step, error), fatal, &mut out);
+            }
+            Event::Broken { worker, step, error } => {
+                self.give_up(now, vec![(worker, format!("failed after step {step}: {error}"))], &mut out);
             }
             Event::Finished { worker, generation, step } => {
                 if let Some(r) = self.running(generation) {
@@ -305,7 +312,7 @@ impl Core {
     fn end(&mut self, now: Now, ok: bool, reason: String, out: &mut Vec<Action>) {
         let incidents = self.incidents.close(now);
         out.extend(incidents.into_iter().map(|i| Action::Publish(Notice::Incident(i))));
-        self.to_all(Directive::Shutdown { ok, reason: reason.clone() }, out);
+        self.to_all(Directive::Shutdown { ok, reason: reason.clone(), restart: false }, out);
         out.extend(self.members.iter().map(|m| Action::Close { to: m.id }));
         if let State::Running(r) = &self.state {
             out.push(Action::DropKeys {

@@ -66,7 +66,7 @@ impl Core {
         let Some(median) = self.median.seconds.filter(|m| *m > 0.0) else { return };
         let Some(member) = self.members.get_mut(worker) else { return };
         let Some(own) = member.pace.take(&member.beat, factor * median) else { return };
-        let Member { name, node, beat, .. } = member.clone();
+        let Member { name, node, device, beat, .. } = member.clone();
         let cause = format!(
             "its own part of a step takes {own:.3} s, the median rank's {median:.3} s (cluster.straggler_factor)"
         );
@@ -76,7 +76,7 @@ impl Core {
             what: incident::What::Straggler,
             worker: name.clone(),
             rank: Some(rank),
-            host: node,
+            host: node.clone(),
             step: beat.step,
             phase: beat.phase,
             cause: cause.clone(),
@@ -85,6 +85,11 @@ impl Core {
         })));
         let enough = self.members.staying() > self.settings.min_workers as usize;
         if self.settings.replace_stragglers && enough {
+            // A fresh process helps where the old one was ill; where the next is as slow, it is the host.
+            let first = self.replaced.insert((node, device));
+            if let Some(member) = self.members.get_mut(worker).filter(|m| m.leaving.is_none()) {
+                member.replaced = first;
+            }
             self.wants_to_go(now, worker, cause, out);
         }
     }

@@ -110,6 +110,12 @@ pub enum Event {
         error: String,
         fatal: bool,
     },
+    /// This worker cannot go on, for a reason of its own; its process ends.
+    Broken {
+        worker: WorkerId,
+        step: Step,
+        error: String,
+    },
     /// Nothing is left to do for this rank.
     Finished {
         worker: WorkerId,
@@ -196,9 +202,11 @@ pub enum Directive {
     Committed {
         step: Step,
     },
+    /// `restart`: the job goes on, and another process is welcome in this one's place.
     Shutdown {
         ok: bool,
         reason: String,
+        restart: bool,
     },
 }
 

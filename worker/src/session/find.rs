@@ -5,17 +5,11 @@ use proto::{
     Access, Connection,
     v1::{self, coordinator_client::CoordinatorClient},
 };
-use std::{
-    net::{ToSocketAddrs, UdpSocket},
-    time::Duration,
-};
+use std::net::{ToSocketAddrs, UdpSocket};
 use storage::Location;
-use tokio::time::timeout;
 
 /// Where coordinators keep their journal, one JSON object an entry.
 const JOURNAL: &str = "coordinator/journal";
-/// A coordinator that goes on answers within this.
-const ASK: Duration = Duration::from_secs(3);
 
 /// Connects to the coordinator, with keep-alive, so that a dead peer or network is noticed.
 pub async fn connect(address: &str, access: &Access) -> Result<Connection> {
@@ -49,18 +43,6 @@ pub async fn leader(run: &Location) -> Result<Option<String>> {
     let Some(last) = run.list(JOURNAL).await?.into_iter().map(|o| o.key).max() else { return Ok(None) };
     let entry: serde_json::Value = serde_json::from_slice(&run.get(&last).await?).unwrap_or_default();
     Ok(entry["address"].as_str().filter(|a| !a.is_empty()).map(String::from))
-}
-
-/// Whether the job of the coordinator at the other end is over, or that coordinator is gone. One that does not
-/// answer is neither: the network may be cut.
-pub async fn is_over(channel: Connection) -> bool {
-    let asked = CoordinatorClient::new(channel);
-    let status = timeout(ASK, async { asked.clone().status(v1::StatusRequest {}).await }).await;
-    match status {
-        Ok(Ok(reply)) => reply.get_ref().state == "ended",
-        Ok(Err(_)) => true,
-        Err(_) => false,
-    }
 }
 
 /// This host's address on the way to the coordinator: what the collectives listen on. No packet is sent.

@@ -107,6 +107,8 @@ pub struct Session {
     over: (u64, String),
     /// The coordinator has nothing more for this worker.
     done: bool,
+    /// Another process is to take its place.
+    replaced: bool,
     /// The generation that is to be left, and whether with a checkpoint.
     leave: Option<(u64, bool)>,
     checkpoint: Arc<AtomicBool>,
@@ -145,6 +147,7 @@ impl Session {
             next: None,
             over: Default::default(),
             done: false,
+            replaced: false,
             leave: None,
             checkpoint: opening.checkpoint,
         }
@@ -165,11 +168,9 @@ impl Session {
         self.channel.clone()
     }
 
-    /// After the coordinator has ended this worker's session badly: whether the job is over, and not only this
-    /// worker's part in it.
-    pub fn is_job_over(&self, runtime: &Handle) -> bool {
-        let channel = self.channel.borrow().clone();
-        runtime.block_on(find::is_over(channel))
+    /// After the coordinator has let this worker go: whether another process is welcome in its place.
+    pub fn is_replaced(&self) -> bool {
+        self.replaced
     }
 
     /// Sends a report; it waits for the next connection where there is none.
@@ -202,9 +203,13 @@ impl Session {
         self.send(Kind::Log(v1::Log { level: level.into(), text }));
     }
 
-    /// Waits until the coordinator hung up or `patience` ran out: the last reports are through.
+    /// Waits until the coordinator has ended the session or `patience` ran out: the last reports are through.
     pub fn flush(&mut self, patience: Duration) {
-        while let Ok(Ok(_)) = self.incoming.recv_timeout(patience) {}
+        while let Ok(Ok(heard)) = self.incoming.recv_timeout(patience) {
+            if let directive::Kind::Shutdown(_) = heard {
+                return;
+            }
+        }
     }
 
     /// Steps whose checkpoint is committed, up to this one.
@@ -293,9 +298,9 @@ impl Session {
                 CheckpointNow(_) => self.checkpoint.store(true, Ordering::Relaxed),
                 Shutdown(s) if s.ok => {
                     tracing::info!("the coordinator lets this worker go: {}", s.reason);
-                    self.done = true;
+                    (self.done, self.replaced) = (true, s.restart);
                 }
-                Shutdown(s) => return Err(Error::Dismissed(s.reason)),
+                Shutdown(s) => return Err(Error::Dismissed { reason: s.reason, again: s.restart }),
                 Welcome(_) => {}
             },
         }

@@ -28,6 +28,8 @@ use tokio::{
 
 /// What a trainer prints once it has finished a step: it gets on, so its next end is not one more in a row.
 pub const STEPPED: &str = "marey: a step is done";
+/// Exit status of a trainer that was let go so that a fresh process takes its place.
+pub const AGAIN: u8 = 4;
 /// Exit status of a trainer in whose place another would fare no better; the supervisor's own is 1 then.
 pub const FINAL: u8 = 3;
 
@@ -161,7 +163,10 @@ async fn keep_one<F: Future<Output = ()> + Send + 'static>(
         in_a_row = if said.stepped { 1 } else { in_a_row + 1 };
         let hopeless = matches!(status.code(), Some(code) if code == 2 || code == i32::from(FINAL));
         let restarts = !stopping && !hopeless && in_a_row <= plan.restarts;
-        let cause = exit::cause(status, exit::memory_kills() > kills);
+        let cause = match status.code() {
+            Some(code) if code == i32::from(AGAIN) => "it was let go to be replaced".into(),
+            _ => exit::cause(status, exit::memory_kills() > kills),
+        };
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let report = v1::ExitReport {
             worker: format!("{host}-{pid}-{device}"),

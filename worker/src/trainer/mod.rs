@@ -23,6 +23,7 @@ use crate::{
     Error, Result,
     checkpoint::{Local, layout::Place},
     device::Device,
+    error::Cost,
     feed::{Feed, open_cache},
     session::{self, Assignment, Opening, Session},
     state::State,
@@ -48,6 +49,8 @@ use tokio::runtime::Runtime;
 
 /// Pauses between attempts to reach a coordinator that answered this trainer's supervisor before.
 const AGAIN: Duration = Duration::from_secs(1);
+/// A trainer that fails waits so long for the coordinator to have heard why.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 
 /// What the command line says.
 #[derive(Clone, Debug)]
@@ -79,8 +82,9 @@ struct Job {
     host: String,
 }
 
-/// Joins the job and trains until the coordinator says that it is done, or lets this worker go.
-pub fn run(options: TrainerOptions) -> Result<()> {
+/// Joins the job and trains until the coordinator says that it is done, or lets this worker go. True: another process
+/// is welcome in its place.
+pub fn run(options: TrainerOptions) -> Result<bool> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -91,12 +95,8 @@ pub fn run(options: TrainerOptions) -> Result<()> {
     collective::keep_pages();
     tch::set_num_threads(options.threads as i32);
     let (job, mut session, mut kept) = join(options, runtime, &signals)?;
-    generations(&job, &mut session, &mut kept).map_err(|e| match e {
-        // It is the job that has changed, or this process that was given up: a fresh one may be welcome.
-        Error::SentAway(_) => e,
-        Error::Dismissed(_) if !session.is_job_over(job.runtime.handle()) => e,
-        e => Error::Final(Box::new(e)),
-    })
+    generations(&job, &mut session, &mut kept).map_err(Error::of_trainer)?;
+    Ok(session.is_replaced())
 }
 
 /// One generation after the other.
@@ -105,23 +105,22 @@ fn generations(job: &Job, session: &mut Session, kept: &mut Kept) -> Result<()> 
         let generation = assignment.generation;
         match Generation::enter(job, session, kept, assignment).and_then(|mut g| g.train()) {
             Ok(()) => {}
-            Err(e) if e.is_rejoin() => {
+            Err(e) if e.cost() == Cost::Generation => {
                 let step = kept.position.step;
                 kept.break_off(session);
                 tracing::warn!("step {} of generation {generation} is given up: failed to {e}", step + 1);
                 // Where the coordinator has ended the generation it needs no word of that.
                 if !matches!(e, Error::GenerationOver { .. }) {
-                    let (error, fatal) = (e.to_string(), false);
-                    session.send(Message::Failed(v1::StepFailed { generation, step, error, fatal }));
+                    let error = e.to_string();
+                    let failed = v1::StepFailed { generation, step, error, ..Default::default() };
+                    session.send(Message::Failed(failed));
                 }
                 session.progress().at("waiting", generation, kept.position.epoch, step);
             }
             Err(e) => {
-                if !e.is_own() {
-                    let (step, error, fatal) = (kept.position.step, e.to_string(), true);
-                    session.send(Message::Failed(v1::StepFailed { generation, step, error, fatal }));
-                    session.flush(Duration::from_secs(2));
-                }
+                let (step, error, fatal) = (kept.position.step, e.to_string(), e.cost() == Cost::Job);
+                session.send(Message::Failed(v1::StepFailed { generation, step, error, fatal, ends: true }));
+                session.flush(LAST_WORDS);
                 return Err(e);
             }
         }

@@ -10,13 +10,15 @@ use crate::{
         save::{self, Packed},
     },
 };
-use proto::v1::{self, worker_message::Kind as Message};
+use proto::v1::{self, CheckpointShard, worker_message::Kind as Message};
 use std::time::Duration;
-use storage::Bandwidth;
+use storage::{Bandwidth, Location};
 use tokio::time::timeout;
 
 /// How often a rank that waits for its upload says that it is alive, and looks whether the others are.
 const TICK: Duration = Duration::from_millis(500);
+/// Seconds before an upload is tried again after the store failed.
+const PAUSES: [u64; 7] = [1, 4, 15, 30, 60, 60, 60];
 
 impl Generation<'_> {
     /// Copies this rank's share at the step boundary. What follows is not waited for: packed, written to the node's
@@ -46,7 +48,7 @@ impl Generation<'_> {
                 tracing::warn!("{text}");
                 say(Message::Log(v1::Log { level: "warn".into(), text }));
             }
-            send(packed.upload(&run, within.as_ref()).await?);
+            send(upload(packed, &run, within.as_ref()).await?);
             Ok(())
         });
         self.kept.upload = Some(Upload { task, limit });
@@ -85,6 +87,20 @@ fn header(job: &Job, place: Place, world: u32, generation: u64) -> Result<Header
     let (labels, digest) = (&job.dataset.manifest.labels, &job.dataset.digest);
     let header = Header::new(&job.config, labels, digest, place, world, generation)?;
     Ok(header.with_plan(job.set.plan.spec().identity()))
+}
+
+/// Uploads a share, however the store fares: the next steps go on meanwhile.
+async fn upload(share: Packed, run: &Location, limit: Option<&Bandwidth>) -> Result<CheckpointShard> {
+    let mut pauses = PAUSES.iter();
+    loop {
+        match (share.clone().upload(run, limit).await, pauses.next()) {
+            (Err(Error::Storage(e)), Some(pause)) if e.is_passing() => {
+                tracing::warn!("failed to {e}; trying again in {pause} s");
+                tokio::time::sleep(Duration::from_secs(*pause)).await;
+            }
+            (done, _) => return done,
+        }
+    }
 }
 
 /// The node's own copy is worth a warning, and no more: an error in words.

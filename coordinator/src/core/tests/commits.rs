@@ -143,7 +143,8 @@ fn the_job_ends_when_all_have_finished_and_the_last_manifest_is_written() {
     job.look();
     job.event(committed(20));
     assert_eq!(job.exit(), Some((true, "2 workers finished at step 20".into())));
-    let shutdown = Directive::Shutdown { ok: true, reason: "2 workers finished at step 20".into() };
+    let shutdown =
+        Directive::Shutdown { ok: true, reason: "2 workers finished at step 20".into(), restart: false };
     assert!(job.seen.contains(&Action::Send { to: WorkerId(2), directive: shutdown }));
 }
 

@@ -64,11 +64,17 @@ fn what_was_open_is_told_when_the_job_ends() {
 fn paced(settings: Settings, slow: f64, beats: u64) -> Job {
     let mut job = Job::running(Settings { workers: 3, ..settings }, 3);
     job.look();
-    for step in 1..=beats {
+    pace(&mut job, 1, [1, 2, 3], slow, 1..=beats);
+    job
+}
+
+/// Beats of three workers for each of these steps.
+fn pace(job: &mut Job, generation: u64, workers: [u64; 3], slow: f64, steps: std::ops::RangeInclusive<u64>) {
+    for step in steps {
         job.now.0 += Duration::from_secs(1);
-        for (n, own) in [(1, 0.5), (2, 0.6), (3, slow)] {
+        for (n, own) in workers.into_iter().zip([0.5, 0.6, slow]) {
             let beat = Beat {
-                generation: Generation(1),
+                generation: Generation(generation),
                 step: Step(step),
                 progress: step,
                 step_seconds: slow,
@@ -79,7 +85,6 @@ fn paced(settings: Settings, slow: f64, beats: u64) -> Job {
         }
         job.event(Event::Tick);
     }
-    job
 }
 
 #[test]
@@ -99,6 +104,29 @@ fn a_straggler_is_let_go_where_enough_others_are_here() {
     let replace = Settings { replace_stragglers: true, ..settings() };
     let mut job = paced(replace.clone(), 1.3, 60);
     assert_eq!(job.leaves().len(), 3);
+    // The others go on without it, and a fresh process is welcome.
+    let gone = |job: &mut Job, n: u64, generation: u64| {
+        for worker in [1, 2, n] {
+            job.left(worker, generation, 61);
+        }
+        let told = job.look().into_iter().find_map(|a| match a {
+            Action::Send { to, directive: Directive::Shutdown { ok, restart, .. } } => {
+                Some((to.0, ok, restart))
+            }
+            _ => None,
+        });
+        told.expect("it is let go")
+    };
+    assert_eq!(gone(&mut job, 3, 1), (3, true, true));
+    // The next process on that device is as slow: it is the host, and nobody is sent again.
+    job.join(4);
+    job.pass(Duration::from_secs(3), &[1, 2, 4]);
+    job.left(1, 2, 62);
+    job.left(2, 2, 62);
+    job.look();
+    pace(&mut job, 3, [1, 2, 4], 1.3, 62..=122);
+    assert_eq!(job.leaves().len(), 3);
+    assert_eq!(gone(&mut job, 4, 3), (4, true, false));
     let mut job = paced(Settings { min_workers: 3, ..replace }, 1.3, 60);
     assert_eq!(job.leaves(), []);
 }

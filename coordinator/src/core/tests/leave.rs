@@ -143,7 +143,7 @@ fn a_worker_in_no_generation_may_go_at_once() {
     job.left(1, 1, 3);
     job.left(2, 1, 3);
     assert!(job.released(2) && !job.released(1));
-    let directive = Directive::Shutdown { ok: true, reason: "maintenance".into() };
+    let directive = Directive::Shutdown { ok: true, reason: "maintenance".into(), restart: false };
     assert!(job.seen.contains(&Action::Send { to: WorkerId(2), directive }));
 }
 
@@ -154,7 +154,7 @@ fn a_leaver_goes_while_its_generation_is_being_recorded() {
     core.handle(Now::default(), hello(1));
     core.handle(Now::default(), hello(2));
     let out = core.handle(Now::default(), Event::Leaving { worker: WorkerId(2), reason: WHY.into() });
-    let directive = Directive::Shutdown { ok: true, reason: WHY.into() };
+    let directive = Directive::Shutdown { ok: true, reason: WHY.into(), restart: false };
     assert!(out.contains(&Action::Send { to: WorkerId(2), directive }));
     let out = core.handle(Now::default(), Event::Recorded { generation: Generation(1) });
     assert!(!out.iter().any(|a| matches!(a, Action::Send { .. })), "{out:?}");
@@ -174,7 +174,7 @@ fn being_told_to_stop_takes_a_checkpoint_and_ends_well() {
     job.left(2, 1, 6);
     let reason = "stopped at step 6; start it again to go on".to_string();
     assert_eq!(job.exit(), Some((true, reason.clone())));
-    let directive = Directive::Shutdown { ok: true, reason };
+    let directive = Directive::Shutdown { ok: true, reason, restart: false };
     assert!(job.seen.contains(&Action::Send { to: WorkerId(1), directive }));
 }
 

@@ -276,6 +276,34 @@ fn an_error_that_all_would_meet_ends_the_job() {
 }
 
 #[test]
+fn an_error_of_one_worker_costs_that_worker_alone() {
+    let mut job = Job::running(settings(), 2);
+    job.step(1, 1, 3);
+    job.look();
+    let error = "access /fast: no space left on device".to_string();
+    job.event(Event::Broken { worker: WorkerId(2), step: Step(3), error });
+    assert_eq!(job.exit(), None);
+    let told = job.seen.iter().find_map(|a| match a {
+        Action::Send { to: WorkerId(2), directive: Directive::Shutdown { ok, restart, .. } } => {
+            Some((*ok, *restart))
+        }
+        _ => None,
+    });
+    assert_eq!(told, Some((false, true)), "its supervisor may start it again");
+    assert_eq!(job.stops().len(), 1, "at once");
+    assert!(
+        job.stops()[0].1.contains("lost worker w2 (rank 1)") && job.stops()[0].1.contains("no space left")
+    );
+    job.leave(2);
+    job.pass(SETTLE, &[1]);
+    assert_eq!(job.assigned(), [(1, 2, 0, "w1".into())]);
+    job.step(1, 2, 4);
+    job.pass(Duration::from_secs(4), &[1]);
+    let cause = job.incidents().into_iter().map(|i| i.cause).collect::<Vec<_>>();
+    assert!(cause.len() == 1 && cause[0].contains("failed after step 3: access /fast"), "{cause:?}");
+}
+
+#[test]
 fn progress_forgives_earlier_failures() {
     let mut job = Job::running(settings(), 2);
     for generation in 1..=20 {

@@ -174,6 +174,21 @@ pub struct Checkpoint {
     /// Bytes a second that each worker's upload may take; absent: as fast as it goes.
     #[serde(default)]
     pub bandwidth: Option<Bytes>,
+    /// A copy on a disk of each node, written before the upload and read instead of the store at a start; absent:
+    /// none.
+    #[serde(default)]
+    pub local: Option<LocalCopies>,
+}
+
+/// Copies of checkpoints on the nodes' own disks.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LocalCopies {
+    /// The same on every node; jobs may share it.
+    pub folder: String,
+    /// The newest so many stay, of each run.
+    #[serde(default = "keep_local")]
+    pub keep: usize,
 }
 
 /// A figure of the evaluation; more is better.
@@ -252,6 +267,9 @@ fn yes() -> bool {
 fn keep() -> usize {
     3
 }
+fn keep_local() -> usize {
+    2
+}
 fn gather() -> Seconds {
     Seconds(30.0)
 }
@@ -282,7 +300,14 @@ fn restarts() -> u32 {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every_steps: None, keep: keep(), keep_every: None, keep_best: None, bandwidth: None }
+        Self {
+            every_steps: None,
+            keep: keep(),
+            keep_every: None,
+            keep_best: None,
+            bandwidth: None,
+            local: None,
+        }
     }
 }
 impl Default for Cluster {

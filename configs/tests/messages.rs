@@ -122,6 +122,8 @@ fn sizes_that_do_not_fit_are_named() {
         (&["data.std=[0.2, 0.0, 0.2]"], "data.std", "greater than 0"),
         (&["data.fps=-1.0"], "data.fps", "greater than 0"),
         (&["data.cache={ folder = '', limit = '1 GiB' }"], "data.cache.folder", "name a folder"),
+        (&["checkpoint.local={ folder = '' }"], "checkpoint.local.folder", "name a folder"),
+        (&["checkpoint.local={ folder = '/fast', keep = 0 }"], "checkpoint.local.keep", "at least 1"),
         (&["data.nominal={ clips = 0, classes = 3 }"], "data.nominal.clips", "greater than 0"),
         (&["model.depth=34"], "model.depth", "18, 50 or 101"),
         (&["model.width=18"], "model.width", "not a multiple of model.beta = 4"),

@@ -60,7 +60,9 @@ pub fn directive(epoch: Epoch, d: Directive) -> v1::Directive {
     use v1::directive::Kind;
     let kind = match d {
         Directive::Welcome { name } => Kind::Welcome(v1::Welcome { worker: name }),
-        Directive::Assigned { generation, rank, members } => Kind::Assigned(v1::Assigned {
+        Directive::Assigned { generation, rank, members, committed } => Kind::Assigned(v1::Assigned {
+            committed_generation: committed.unwrap_or_default().0.0,
+            committed_step: committed.unwrap_or_default().1.0,
             generation: generation.0,
             rank: rank.0,
             world_size: members.len() as u32,

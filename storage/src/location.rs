@@ -4,7 +4,8 @@ use crate::{Error, Reads, RequestPolicy, Result};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{
-    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig, WriteMultipart,
+    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
+    WriteMultipart,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
     local::LocalFileSystem,
     path::Path,
@@ -372,7 +373,12 @@ fn bucket(url: &str) -> Option<&str> {
     url.get(..scheme.len() + 3 + rest.find('/').unwrap_or(rest.len()))
 }
 
-/// Patient enough for a server that restarts, short enough that a wrong endpoint is told within seconds.
+/// Patient enough for a server that restarts or throttles, short enough that a wrong endpoint is told within some ten seconds.
 fn retry() -> RetryConfig {
-    RetryConfig { max_retries: 6, retry_timeout: Duration::from_secs(60), ..Default::default() }
+    let backoff = BackoffConfig {
+        init_backoff: Duration::from_millis(200),
+        max_backoff: Duration::from_secs(10),
+        base: 3.0,
+    };
+    RetryConfig { backoff, max_retries: 8, retry_timeout: Duration::from_secs(60) }
 }

@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// Of a multipart upload, the last aside.
 const PART: usize = 16 << 20;
@@ -16,10 +16,11 @@ const SMALL_PART: usize = 5 << 20;
 /// Parts under way. No copies are made of them: they are slices of what was given.
 const AT_ONCE: usize = 4;
 
-/// At most so many bytes a second, over all uploads that share it by cloning.
+/// At most so many bytes a second, over all uploads that share it by cloning, until it is lifted.
 #[derive(Clone, Debug)]
 pub struct Bandwidth {
     bucket: Arc<Mutex<Bucket>>,
+    lifted: watch::Sender<bool>,
     since: Instant,
 }
 
@@ -36,8 +37,14 @@ impl Bandwidth {
         let bytes_per_second = bytes_per_second.max(1) as f64;
         Self {
             bucket: Arc::new(Mutex::new(Bucket { bytes_per_second, until: Duration::ZERO })),
+            lifted: watch::Sender::new(false),
             since: now(),
         }
+    }
+
+    /// There is no limit any more; whoever waits goes on at once.
+    pub fn lift(&self) {
+        self.lifted.send_replace(true);
     }
 
     /// Waits until `bytes` more may leave.
@@ -46,7 +53,12 @@ impl Bandwidth {
             let mut bucket = self.bucket.lock().unwrap_or_else(PoisonError::into_inner);
             bucket.reserve(now() - self.since, bytes)
         };
-        tokio::time::sleep(wait).await;
+        let mut lifted = self.lifted.subscribe();
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // This limit holds the sender.
+            _ = lifted.wait_for(|lifted| *lifted) => {}
+        }
     }
 }
 
@@ -147,5 +159,16 @@ mod tests {
         let took = now() - before;
         assert!(took >= Duration::from_secs(12) && took < Duration::from_secs(14), "{took:?}");
         assert_eq!(location.get("a/b").await.unwrap(), chunks.concat());
+
+        // A limit that is lifted under way holds nobody up.
+        let (limit, before) = (Bandwidth::new(1 << 20), now());
+        let lift = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            limit.lift();
+        };
+        let (put, ()) = tokio::join!(location.put_chunks_within("a/c", chunks.clone(), Some(&limit)), lift);
+        put.unwrap();
+        assert!(now() - before < Duration::from_secs(4));
+        assert_eq!(location.get("a/c").await.unwrap(), chunks.concat());
     }
 }

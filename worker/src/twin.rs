@@ -8,10 +8,9 @@ use crate::{
     schedule,
     session::Assignment,
     state::State,
-    trainset::TrainSet,
 };
 use configs::Config;
-use shards::{format::Dataset, stream::Batch};
+use shards::{format::Dataset, stream::Batch, trainset::TrainSet};
 use std::{path::PathBuf, sync::Arc};
 use storage::Location;
 use tch::{Device, Kind, Tensor};
@@ -46,7 +45,7 @@ pub fn command(args: TwinArgs) -> Result<()> {
     let (handle, cache) = (runtime.handle(), None);
     let feed = Feed { config: &config, dataset: &dataset, set: &set, runtime: handle, threads: 1, cache };
     let plan = set.plan.clone();
-    let alone = Assignment { generation: 1, rank: 0, world: 1, members: vec![] };
+    let alone = Assignment { generation: 1, rank: 0, world: 1, members: vec![], committed: None };
     let total = feed.total_steps(&plan);
     let steps = args.steps.map_or(total, |steps| steps.min(total));
 

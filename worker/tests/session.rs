@@ -148,7 +148,7 @@ fn open(runtime: &Runtime, dir: &Path, grace: Duration) -> (Played, Conversation
 
 fn assigned(generation: u64) -> Down {
     let members = vec!["v".into(), "w".into()];
-    Down::Assigned(v1::Assigned { generation, rank: 1, world_size: 2, members })
+    Down::Assigned(v1::Assigned { generation, rank: 1, world_size: 2, members, ..Default::default() })
 }
 
 fn stop(generation: u64) -> Down {

@@ -11,6 +11,11 @@ impl Rules<'_> {
         self.require(c.every_steps != Some(0), "checkpoint.every_steps", "0 must be greater than 0")?;
         self.require(c.keep > 0, "checkpoint.keep", "0 would keep no checkpoint; keep at least 1")?;
         self.require(c.keep_every != Some(0), "checkpoint.keep_every", "0 must be greater than 0")?;
+        if let Some(local) = &c.local {
+            self.require(!local.folder.is_empty(), "checkpoint.local.folder", "it is empty; name a folder")?;
+            let why = "0 would keep no copy; keep at least 1, or leave checkpoint.local out";
+            self.require(local.keep > 0, "checkpoint.local.keep", why)?;
+        }
         self.require(t.micro_batch != Some(0), "train.micro_batch", "0 must be greater than 0")?;
         if let Some(norm) = t.clip_norm {
             self.positive("train.clip_norm", norm)?;

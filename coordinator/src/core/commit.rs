@@ -236,6 +236,12 @@ impl Commits {
         self.committed.last_key_value().map(|(step, _)| *step)
     }
 
+    /// What the newest generation that has one committed last: it may have gone back in steps, from one that
+    /// it refused.
+    pub fn last(&self) -> Option<(Generation, Step)> {
+        self.committed.iter().map(|(step, kept)| (kept.generation, *step)).max()
+    }
+
     /// True while a manifest is being written.
     pub fn busy(&self) -> bool {
         !self.in_flight.is_empty()

@@ -87,9 +87,10 @@ impl Core {
         self.drained = false;
         self.commits.announced(generation, names.clone(), false);
         out.push(Action::Publish(Notice::Generation { generation, members: names.to_vec() }));
+        let committed = self.commits.last();
         for (rank, &to) in roster.workers.iter().enumerate() {
             let (rank, members) = (Rank(rank as u32), names.clone());
-            let directive = Directive::Assigned { generation, rank, members };
+            let directive = Directive::Assigned { generation, rank, members, committed };
             out.push(Action::Send { to, directive });
         }
         self.state = State::Running(Running::new(generation, &roster.workers, names.clone()));

@@ -86,7 +86,7 @@ impl World {
                     assert!((least..=most).contains(&(members.len() as u32)), "{members:?}");
                     self.answers.push_back(Event::Recorded { generation });
                 }
-                Action::Send { to, directive: Directive::Assigned { generation, rank, members } } => {
+                Action::Send { to, directive: Directive::Assigned { generation, rank, members, .. } } => {
                     assert!(self.durable.contains(&generation), "durable before announced");
                     assert!(!self.seats.contains_key(&to), "{to} was not stopped before {generation}");
                     assert_eq!(members.iter().collect::<BTreeSet<_>>().len(), members.len());

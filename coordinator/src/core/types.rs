@@ -173,13 +173,33 @@ pub enum Event {
 /// What a worker is told.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Directive {
-    Welcome { name: String },
-    Assigned { generation: Generation, rank: Rank, members: Arc<[String]> },
-    Stop { generation: Generation, reason: String },
-    Leave { generation: Generation, reason: String, checkpoint: bool },
+    Welcome {
+        name: String,
+    },
+    Assigned {
+        generation: Generation,
+        rank: Rank,
+        members: Arc<[String]>,
+        /// The newest committed checkpoint.
+        committed: Option<(Generation, Step)>,
+    },
+    Stop {
+        generation: Generation,
+        reason: String,
+    },
+    Leave {
+        generation: Generation,
+        reason: String,
+        checkpoint: bool,
+    },
     CheckpointNow,
-    Committed { step: Step },
-    Shutdown { ok: bool, reason: String },
+    Committed {
+        step: Step,
+    },
+    Shutdown {
+        ok: bool,
+        reason: String,
+    },
 }
 
 /// What those who watch the job are told, and what the metrics files hold.

@@ -193,7 +193,7 @@ impl World {
             Directive::Welcome { .. } | Directive::CheckpointNow => {
                 worker.trainer.checkpoint |= matches!(directive, Directive::CheckpointNow);
             }
-            Directive::Assigned { generation, rank, members } => {
+            Directive::Assigned { generation, rank, members, .. } => {
                 let recorded = self.store.recorded(generation).expect("durable before it is announced");
                 assert_eq!(recorded.epoch, epoch, "another coordinator's generation");
                 assert_eq!(recorded.membership.names, members, "one membership a generation");

@@ -6,10 +6,10 @@ use crate::format::Manifest;
 use crate::job;
 use crate::sampling::{ClipSpec, Scale, View};
 use crate::{Error, Result};
-use configs::Config;
+use configs::{Config, Job, Shuffle};
 use serde::de::IntoDeserializer;
 use std::{path::PathBuf, time::Duration};
-use storage::Location;
+use storage::{Location, RequestPolicy};
 use tokio::runtime::Runtime;
 
 /// How long codec and store are tried.
@@ -21,7 +21,7 @@ pub struct Args {
     /// The dataset [default: the configuration's]
     #[arg(required_unless_present = "config")]
     url: Option<String>,
-    /// Feed this job: its window, augmentation, global batch, lanes and seed.
+    /// Feed this job: its window, augmentation, global batch, lanes, seed, requests and cache.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Change one key of the configuration.
@@ -43,6 +43,10 @@ pub struct Args {
     /// Clips of a batch.
     #[arg(long, default_value_t = 16, conflicts_with = "config")]
     batch: u32,
+    /// Read neighbours of a file in one request, and shuffle them inside a window of so many bytes
+    /// ("256 MiB"). [default: as the configuration says, or each clip by itself]
+    #[arg(long, value_name = "WINDOW", value_parser = parse_bytes)]
+    grouped: Option<u64>,
     /// Which clips [default: the configuration's, or train]
     #[arg(long)]
     split: Option<String>,
@@ -54,9 +58,12 @@ pub struct Args {
     /// Ceiling on what is prefetched, such as "256 MiB" [default: the configuration's, or 256 MiB]
     #[arg(long, value_parser = parse_bytes)]
     prefetch: Option<u64>,
-    /// Requests under way at once.
+    /// Requests under way at once [default: the configuration's, or 64]
     #[arg(long)]
     requests: Option<usize>,
+    /// Ask the store for everything, though the configuration has a cache.
+    #[arg(long, requires = "config")]
+    no_cache: bool,
     /// How long.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
@@ -79,32 +86,40 @@ impl Args {
     pub fn run(&self, runtime: &Runtime) -> Result<Report> {
         let read = |path: &PathBuf| Config::read(path, &self.set).map_err(|e| Error::Usage(e.to_string()));
         let config = self.config.as_ref().map(read).transpose()?;
-        let limit = Duration::try_from_secs_f64(self.seconds)
-            .map_err(|e| Error::Usage(format!("measure for {} seconds: {e}", self.seconds)))?;
-        let of_config = config.as_deref();
-        let url = self.url.as_deref().or(of_config.map(|c| &*c.data.url)).unwrap_or_default();
-        let spec = Spec {
-            split: self
-                .split
-                .clone()
-                .or(of_config.map(|c| c.data.train_split.clone()))
-                .unwrap_or_else(|| "train".into()),
-            seed: of_config.map_or(self.seed, |c| c.seed),
-            global_batch: of_config.map_or(self.batch, |c| c.train.global_batch),
-            lanes: of_config.map_or(1, |c| c.data.lanes),
-            stages: config.as_ref().map_or(vec![], job::stages),
-            drop_last: of_config.is_some_and(|c| c.data.drop_last),
-            threads: self.threads.or(of_config.map(|c| c.data.threads)).unwrap_or(0),
-            prefetch_bytes: self.prefetch.or(of_config.map(|c| c.data.prefetch.0)).unwrap_or(256 << 20),
-            requests_at_once: self.requests,
-            limit,
-            epochs: self.epochs,
-            ceiling: self.ceiling.then_some(TRIAL),
-        };
+        let spec = self.spec(config.as_ref())?;
+        let url = self.url.as_deref().or(config.as_ref().map(|c| &*c.data.url)).unwrap_or_default();
         bench(runtime, &Location::parse(url)?, &spec, |dataset| match &config {
             Some(config) => self.job(config, &dataset.manifest),
             None if self.whole => Ok(Shown::Whole),
             None => Ok(self.window()),
+        })
+    }
+
+    /// What the command line says goes before the configuration.
+    fn spec(&self, config: Option<&Config>) -> Result<Spec> {
+        let limit = Duration::try_from_secs_f64(self.seconds)
+            .map_err(|e| Error::Usage(format!("measure for {} seconds: {e}", self.seconds)))?;
+        let data = config.map(|c| &c.data);
+        let mut requests =
+            data.map_or_else(RequestPolicy::default, |data| job::request_policy(&data.requests));
+        requests.at_once = self.requests.unwrap_or(requests.at_once);
+        let cache = data.and_then(|data| data.cache.as_ref()).filter(|_| !self.no_cache);
+        let split = self.split.as_ref().or(data.map(|data| &data.train_split));
+        Ok(Spec {
+            split: split.map_or_else(|| "train".into(), String::clone),
+            seed: config.map_or(self.seed, |c| c.seed),
+            global_batch: config.map_or(self.batch, |c| c.train.global_batch),
+            lanes: data.map_or(1, |data| data.lanes),
+            stages: config.map_or(vec![], job::stages),
+            drop_last: data.is_some_and(|data| data.drop_last),
+            shuffle_window: self.grouped.or(config.and_then(|c| window(c))),
+            threads: self.threads.or(data.map(|data| data.threads)).unwrap_or(0),
+            prefetch_bytes: self.prefetch.or(data.map(|data| data.prefetch.0)).unwrap_or(256 << 20),
+            requests,
+            cache: cache.map(|cache| (PathBuf::from(&cache.folder), cache.limit.0)),
+            limit,
+            epochs: self.epochs,
+            ceiling: self.ceiling.then_some(TRIAL),
         })
     }
 
@@ -124,8 +139,59 @@ impl Args {
     }
 }
 
+/// The window of a job that shuffles in groups.
+fn window(config: &Job) -> Option<u64> {
+    (config.data.shuffle == Shuffle::Grouped).then_some(config.data.shuffle_window.0)
+}
+
 fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
     let bytes: std::result::Result<configs::Bytes, serde::de::value::Error> =
         serde::Deserialize::deserialize(text.into_deserializer());
     bytes.map(|b| b.0).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    const CONFIG: &str = r#"
+[data]
+url = "/data"
+lanes = 2
+frames = 8
+requests = { at_once = 200, retries = 3, hedge_share = 0.0 }
+cache = { folder = "/scratch/cache", limit = "2 GiB" }
+augment = { crop = 16, scale = { kind = "short_side", min = 16, max = 22 } }
+eval = { short_side = 16, crop = 16 }
+[model]
+arch = "resnet3d"
+kind = "c2d"
+[train]
+epochs = 1
+global_batch = 8
+[optimizer]
+kind = "sgd"
+lr = 0.01
+"#;
+
+    #[test]
+    fn a_job_is_measured_as_it_asks_and_the_command_line_wins() {
+        let config = Config::parse("the test's", CONFIG, &[]).unwrap();
+        let spec = |words: &[&str]| {
+            let line = Line::try_parse_from([&["bench", "--config", "job.toml"], words].concat()).unwrap();
+            line.args.spec(Some(&config)).unwrap()
+        };
+        let own = spec(&[]);
+        assert_eq!((own.requests.at_once, own.requests.retries, own.requests.hedge_share), (200, 3, 0.0));
+        assert_eq!(own.cache, Some(("/scratch/cache".into(), 2 << 30)));
+        let other = spec(&["--requests", "16", "--no-cache"]);
+        assert_eq!((other.requests.at_once, other.requests.retries, other.cache), (16, 3, None));
+    }
 }

@@ -12,15 +12,17 @@ mod process;
 
 pub use args::Args;
 
+use crate::cache::{self, Cache};
 use crate::format::{ClipIndex, Codec, Dataset};
-use crate::plan::{Plan, PlanSpec, Stage};
+use crate::plan::{Groups, Order, Plan, PlanSpec, Stage};
 use crate::sampling::{ClipSpec, View};
 use crate::stream::{Stream, StreamOptions, TrainPass};
 use crate::{Error, Result};
 use serde::Serialize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use storage::Location;
+use storage::{Location, RequestPolicy};
 use tokio::runtime::Runtime;
 
 /// What each clip is shown as.
@@ -40,13 +42,17 @@ pub struct Spec {
     /// A divisor of `global_batch`.
     pub lanes: u32,
     pub drop_last: bool,
+    /// Bytes of the window that grouped shuffling mixes; absent: uniform shuffling.
+    pub shuffle_window: Option<u64>,
     /// The shapes of multigrid training.
     pub stages: Vec<Stage>,
     /// 0: one a core.
     pub threads: usize,
     pub prefetch_bytes: u64,
-    /// Requests under way at once; absent: the policy's own.
-    pub requests_at_once: Option<usize>,
+    /// How the store is asked.
+    pub requests: RequestPolicy,
+    /// The folder and the limit of the node's cache.
+    pub cache: Option<(PathBuf, u64)>,
     /// The stream is stopped after the batch that comes this late.
     pub limit: Duration,
     /// It ends after this many passes over the split.
@@ -90,8 +96,11 @@ pub struct Report {
     pub open_seconds: f64,
     /// From the start of the stream.
     pub first_batch_seconds: f64,
-    /// Bytes read over bytes of the runs that were needed.
+    /// Bytes read over bytes of the runs that were needed; with a cache, less than 1.
     pub read_amplification: f64,
+    /// What the node's cache did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<cache::Stats>,
     /// The process's own peak, bytes.
     pub peak_memory: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -127,7 +136,9 @@ pub fn bench(
         Shown::Drawn(clip, view) => (clip, *view),
         Shown::Whole => whole(&dataset, &clips)?,
     };
+    let grouped = |window| Groups::new(&dataset, &clips, window, spec.lanes, spec.seed);
     let plan = Arc::new(Plan::new(PlanSpec {
+        order: spec.shuffle_window.map_or(Order::Uniform, |window| Order::Grouped(grouped(window))),
         dataset_digest: dataset.digest.clone(),
         seed: spec.seed,
         clips: clips.len() as u64,
@@ -142,7 +153,10 @@ pub fn bench(
         n => n,
     };
     let mut options = StreamOptions::new(runtime.handle().clone(), threads, spec.prefetch_bytes);
-    options.requests.at_once = spec.requests_at_once.unwrap_or(options.requests.at_once);
+    options.requests = spec.requests;
+    if let Some((folder, limit)) = &spec.cache {
+        options.cache = Some(Arc::new(Cache::open(folder, *limit, &dataset.digest)?));
+    }
     let pass = TrainPass {
         clips,
         plan: plan.clone(),
@@ -181,7 +195,7 @@ impl Report {
              {clips} clips in {seconds:.2} s\n\
              {rate:>10.1} clips/s     {frames:.0} frames/s, {pixels:.0} MB/s of pixels\n\
              {read:>10.1} MB/s read   {gets:.0} requests/s, amplification {amplification:.3}\n\
-             {unusual}\
+             {cached}{unusual}\
              {cpu:>10.3} ms of CPU a clip\n\
              {first:>10.3} s to the first batch, and {open:.3} s to open the dataset\n\
              {memory:>10.0} MiB of memory at most",
@@ -196,6 +210,7 @@ impl Report {
             read = self.read_mb_per_second,
             gets = self.requests_per_second,
             amplification = self.read_amplification,
+            cached = self.cache.map_or(String::new(), |stats| format!("{:11}cache: {stats}\n", "")),
             unusual = self.unusual(),
             cpu = self.cpu_seconds_per_clip * 1e3,
             first = self.first_batch_seconds,
@@ -277,6 +292,7 @@ fn run(dataset: &Arc<Dataset>, pass: TrainPass, options: &StreamOptions, limit: 
         open_seconds: 0.0,
         first_batch_seconds: first,
         read_amplification: stats.amplification(),
+        cache: stream.cache_stats(),
         peak_memory: 0,
         ceiling: None,
     })
@@ -313,10 +329,12 @@ mod tests {
             global_batch: 4,
             lanes: 2,
             drop_last: false,
+            shuffle_window: None,
             stages: vec![],
             threads: 2,
             prefetch_bytes: 1 << 20,
-            requests_at_once: Some(8),
+            requests: RequestPolicy { at_once: 8, ..RequestPolicy::default() },
+            cache: None,
             limit: Duration::from_secs(60),
             epochs: 3,
             ceiling: Some(Duration::from_millis(100)),
@@ -327,6 +345,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let location = write_dataset(folder.path(), codec, clips);
         bench(&Runtime::new().unwrap(), &location, &spec(), |_| Ok(Shown::Whole))
+    }
+
+    #[test]
+    fn a_second_measurement_finds_its_clips_in_the_cache() {
+        let [folder, cache] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let location = write_dataset(folder.path(), Codec::Raw, &[(20, 24, 16); 10]);
+        let spec = Spec { cache: Some((cache.path().into(), 64 << 20)), epochs: 1, ceiling: None, ..spec() };
+        let runtime = Runtime::new().unwrap();
+        let [first, second] =
+            [(); 2].map(|()| bench(&runtime, &location, &spec, |_| Ok(Shown::Whole)).unwrap());
+        assert_eq!((first.requests, first.cache.unwrap().misses), (8, 16));
+        assert_eq!((second.requests, second.cache.unwrap().hits), (0, 16));
+        assert!(second.text().contains("100.0 % of 16 runs found"), "{}", second.text());
     }
 
     #[test]

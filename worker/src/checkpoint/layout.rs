@@ -3,7 +3,10 @@
 use crate::{Error, Result};
 use configs::Config;
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 /// `format` of every manifest.
 pub const FORMAT: &str = "marey-checkpoint";
@@ -60,6 +63,9 @@ pub struct Header {
     /// What the order of the clips is a function of; with the position, all that a data stream resumes from.
     #[serde(default)]
     pub plan: BTreeMap<String, String>,
+    /// An evaluation was due here and is still to be done, before the next step.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub evaluation_owed: bool,
 }
 
 /// One object of a checkpoint.
@@ -131,6 +137,7 @@ impl Header {
             dataset_digest: dataset_digest.into(),
             config_toml: config.text().into(),
             plan: BTreeMap::new(),
+            evaluation_owed: false,
         })
     }
 
@@ -276,11 +283,25 @@ pub fn deal(sizes: &[u64], fixed: &[bool], world: u32) -> Vec<u32> {
     let mut load = vec![0u64; world.max(1) as usize];
     load[0] = sizes.iter().zip(fixed).filter(|(_, f)| **f).map(|(s, _)| s).sum();
     let mut order: Vec<usize> = (0..sizes.len()).filter(|&i| !fixed[i]).collect();
-    order.sort_by_key(|&i| (std::cmp::Reverse(sizes[i]), i));
+    order.sort_by_key(|&i| (Reverse(sizes[i]), i));
     for i in order {
         let least = (0..load.len()).min_by_key(|&r| (load[r], r)).unwrap_or(0);
         load[least] += sizes[i];
         ranks[i] = least as u32;
+    }
+    ranks
+}
+
+/// Deals files of these sizes to `world` ranks for reading: the largest first, each to the one that has least of
+/// those that hold a copy of it, or of all where none does. The same on every rank.
+pub fn share_out(sizes: &[u64], world: u32, holds: impl Fn(u32, usize) -> bool) -> Vec<u32> {
+    let (mut ranks, mut load) = (vec![0u32; sizes.len()], vec![0u64; world.max(1) as usize]);
+    let mut order: Vec<usize> = (0..sizes.len()).collect();
+    order.sort_by_key(|&i| (Reverse(sizes[i]), i));
+    for i in order {
+        let rank = (0..world.max(1)).min_by_key(|&r| (!holds(r, i), load[r as usize], r)).unwrap_or(0);
+        load[rank as usize] += sizes[i];
+        ranks[i] = rank;
     }
     ranks
 }
@@ -334,6 +355,16 @@ mod tests {
             said.contains("data.lanes is 1024 there and 512 here") && said.contains("data.quarantine"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn copies_are_read_where_they_are() {
+        let sizes = [5, 9, 9, 1, 4];
+        let nowhere = share_out(&sizes, 2, |_, _| false);
+        assert_eq!(nowhere, deal(&sizes, &[false; 5], 2));
+        // Rank 2's node holds the first three, ranks 0 and 1 share another's disk with the fourth.
+        let held = share_out(&sizes, 3, |rank, file| (rank == 2) == (file < 3) && file < 4);
+        assert_eq!(held, [2, 2, 2, 1, 0], "the last is nobody's");
     }
 
     proptest! {

@@ -29,9 +29,19 @@ pub struct Loaded {
     pub header: Header,
     /// The step's folder, for messages.
     pub url: String,
-    /// Of its files, what this process itself read from the store.
-    pub read_bytes: u64,
-    parts: Parts,
+    /// Of its files, what this process itself read.
+    pub read: Read,
+    /// Its manifest is in the run; else the nodes' own copies are all there is of it.
+    pub committed: bool,
+    pub(super) parts: Parts,
+}
+
+/// Bytes that one process has read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Read {
+    pub store: u64,
+    /// From its node's own copies.
+    pub local: u64,
 }
 
 /// A checkpoint's tensors by name, on the CPU; what was not asked for or never saved is empty.
@@ -140,14 +150,14 @@ pub async fn best(
 /// parsed. Whatever is wrong with the checkpoint itself is an [`Error::Checkpoint`].
 pub async fn read(folder: &Location, parts: &[Part]) -> Result<Loaded> {
     let manifest = manifest(folder).await?;
-    let (mut into, mut read_bytes) = (Parts::default(), 0);
+    let (mut into, mut read) = (Parts::default(), Read::default());
     for file in &manifest.files {
         if parts.contains(&part_of(folder, file)?) {
             into.take(folder, file, &verified(folder, file).await?)?;
-            read_bytes += file.bytes;
+            read.store += file.bytes;
         }
     }
-    Ok(Loaded::new(manifest.header, folder.url(), into, read_bytes))
+    Ok(Loaded { header: manifest.header, url: folder.url().into(), read, committed: true, parts: into })
 }
 
 /// What is said of a step without a manifest.
@@ -156,10 +166,6 @@ pub(super) fn never_finished(url: &str) -> String {
 }
 
 impl Loaded {
-    pub(super) fn new(header: Header, url: &str, parts: Parts, read_bytes: u64) -> Self {
-        Self { header, url: url.into(), read_bytes, parts }
-    }
-
     /// The model's state dict, on the CPU.
     pub fn model_tensors(&self) -> &HashMap<String, Tensor> {
         &self.parts.model

@@ -11,6 +11,7 @@
 
 pub mod layout;
 pub mod load;
+pub mod local;
 pub mod save;
 pub mod shared;
 
@@ -19,4 +20,5 @@ mod tests;
 
 pub use layout::{FileEntry, Header, Manifest, Place};
 pub use load::Loaded;
+pub use local::Local;
 pub use save::Snapshot;

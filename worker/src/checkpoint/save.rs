@@ -1,12 +1,12 @@
-//! Taking a checkpoint: copy this rank's share at the step boundary, upload it behind the next steps.
+//! Taking a checkpoint: copy this rank's share at the step boundary, pack and upload it behind the next steps.
 
-use super::layout::{self, Header, Part};
+use super::layout::{self, FileEntry, Header, Part};
 use crate::{Error, Result};
 use bytes::Bytes;
 use proto::v1::{CheckpointFile, CheckpointShard};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 use storage::{Bandwidth, Location};
 use tch::{Kind, Tensor};
 
@@ -15,6 +15,24 @@ pub struct Snapshot {
     header: Header,
     rank: u32,
     files: Vec<Share>,
+}
+
+/// One rank's share as the bytes of its files, with their digests. Cheap to clone.
+#[derive(Clone)]
+pub struct Packed {
+    pub header: Header,
+    pub rank: u32,
+    pub files: Arc<[PackedFile]>,
+}
+
+/// A safetensors file.
+pub struct PackedFile {
+    /// Relative to the step's folder.
+    pub key: String,
+    /// Its bytes, in order.
+    pub chunks: Vec<Bytes>,
+    pub bytes: u64,
+    pub sha256: String,
 }
 
 /// What goes into one safetensors file.
@@ -85,38 +103,58 @@ impl Snapshot {
         self.files.iter().flat_map(|f| &f.tensors).map(|t| t.data.len() as u64).sum()
     }
 
+    /// Lays the files out and digests them; large ones take seconds.
+    pub async fn pack(self) -> Result<Packed> {
+        let (header, rank) = (self.header, self.rank);
+        let (step, world, attempt) = (header.step, header.world_size, layout::attempt(header.generation));
+        let pack = move |share: Share| {
+            let key = layout::file_key(&attempt, share.part, rank, world);
+            let chunks = into_safetensors(share.tensors)?;
+            let mut hasher = Sha256::new();
+            chunks.iter().for_each(|c| hasher.update(c));
+            let bytes = chunks.iter().map(|c| c.len() as u64).sum();
+            Ok::<_, String>(PackedFile { key, chunks, bytes, sha256: storage::hex(&hasher.finalize()) })
+        };
+        // Not on the async threads.
+        let packed = tokio::task::spawn_blocking(move || self.files.into_iter().map(pack).collect());
+        let packed: std::result::Result<Vec<_>, String> = match packed.await {
+            Ok(packed) => packed,
+            Err(e) => Err(format!("its digests were not finished: {e}")),
+        };
+        let failed = |why| Error::Checkpoint { url: layout::step_folder(step), why };
+        Ok(Packed { header, rank, files: packed.map_err(failed)?.into() })
+    }
+
+    /// As [`Packed::upload`].
+    pub async fn upload(self, run: &Location) -> Result<CheckpointShard> {
+        self.pack().await?.upload(run, None).await
+    }
+}
+
+impl Packed {
+    /// As a manifest lists them.
+    pub fn entries(&self) -> Vec<FileEntry> {
+        let entry =
+            |f: &PackedFile| FileEntry { key: f.key.clone(), bytes: f.bytes, sha256: f.sha256.clone() };
+        self.files.iter().map(entry).collect()
+    }
+
     /// Uploads this rank's files below `run`, and returns the report for the coordinator, who
     /// commits the checkpoint once it has all ranks'. No faster than `limit`.
     pub async fn upload(self, run: &Location, limit: Option<&Bandwidth>) -> Result<CheckpointShard> {
         let Header { step, world_size, generation, .. } = self.header;
-        let attempt = layout::attempt(generation);
         let folder = run.join(&layout::step_folder(step));
         let mut files = vec![];
-        for share in self.files {
-            let key = layout::file_key(&attempt, share.part, self.rank, world_size);
-            let url = folder.url_of(&key);
-            // Digesting a large file takes seconds: not on the async threads.
-            let done = tokio::task::spawn_blocking(move || {
-                let chunks = into_safetensors(share.tensors)?;
-                let mut hasher = Sha256::new();
-                chunks.iter().for_each(|c| hasher.update(c));
-                Ok((chunks, storage::hex(&hasher.finalize())))
-            });
-            let failed = |why: String| Error::Checkpoint { url, why };
-            let (chunks, sha256) = match done.await {
-                Ok(Ok(done)) => done,
-                Ok(Err(e)) => return Err(failed(e)),
-                Err(e) => return Err(failed(format!("its digest was not finished: {e}"))),
-            };
-            let bytes = chunks.iter().map(|c| c.len() as u64).sum();
-            folder.put_chunks_within(&key, chunks, limit).await?;
-            files.push(CheckpointFile { key, bytes, sha256 });
+        for PackedFile { key, chunks, bytes, sha256 } in self.files.iter() {
+            folder.put_chunks_within(key, chunks.clone(), limit).await?;
+            files.push(CheckpointFile { key: key.clone(), bytes: *bytes, sha256: sha256.clone() });
         }
         let header_json = match self.rank {
             0 => serde_json::to_string(&self.header)
                 .map_err(|e| Error::Checkpoint { url: folder.url().into(), why: e.to_string() })?,
             _ => String::new(),
         };
+        let attempt = layout::attempt(generation);
         Ok(CheckpointShard { generation, step, rank: self.rank, world_size, attempt, files, header_json })
     }
 }

@@ -3,10 +3,14 @@
 //!
 //! Rank 0 chooses the newest whole checkpoint. Where any rank finds its share damaged, all pass over to the one
 //! before. A rank holds the checkpoint's tensors, its own share and one file at most.
+//!
+//! Where nodes keep copies, a file is read by a rank that has one. A copy that is damaged costs its way to the store
+//! and a warning.
 
 use super::{
     layout::{self, FileEntry, Manifest},
-    load::{self, Candidate, Loaded, Parts},
+    load::{self, Candidate, Loaded, Parts, Read},
+    local::Local,
 };
 use crate::{Error, Result};
 use bytes::Bytes;
@@ -27,6 +31,10 @@ const PIECE: usize = 16 << 20;
 /// What the ranks load with.
 pub struct Shared<'a> {
     pub run: &'a Location,
+    /// This node's copies; every rank has some or none has.
+    pub local: Option<&'a Local>,
+    /// The group's.
+    pub generation: u64,
     pub group: &'a Group,
     /// Where the group's tensors live.
     pub device: Device,
@@ -38,7 +46,7 @@ pub struct Shared<'a> {
 /// What rank 0 has found.
 #[derive(Serialize, Deserialize)]
 enum Choice {
-    Read { step: u64, manifest: Box<Manifest> },
+    Read { step: u64, manifest: Box<Manifest>, committed: bool },
     Nothing,
     Trouble(Trouble),
 }
@@ -53,11 +61,21 @@ enum Trouble {
 }
 
 /// A rank's files of a checkpoint, by their places in the manifest.
-type Share = BTreeMap<usize, Bytes>;
+#[derive(Default)]
+struct Share {
+    files: BTreeMap<usize, Bytes>,
+    read: Read,
+    /// Copies that could not be used.
+    unusable: Vec<String>,
+}
 
 impl Shared<'_> {
     /// The newest whole checkpoint of the run, verified, the same on every rank; `None` where none was ever
-    /// finished. Call it on every rank. Each checkpoint that is passed over goes to rank 0's `log` with the reason.
+    /// finished. Call it on every rank. Each checkpoint that is passed over goes to rank 0's `log` with the reason, each
+    /// copy to that of the rank that could not use it.
+    ///
+    /// One that the generation before this one has taken but not committed is used where all of it lies in rank 0's
+    /// folder: nobody has gone on from an earlier state since, so that it is the job's own newest.
     ///
     /// # Errors
     /// As a single reader's: the store fails, a newer version of this program wrote the newest one, all that were
@@ -73,15 +91,26 @@ impl Shared<'_> {
                     return Err(mine.unwrap_or_else(|| self.error(0, t)));
                 }
                 Choice::Trouble(t) => t,
-                Choice::Read { step, manifest } => match self.load(step, *manifest)? {
-                    Ok(loaded) => return Ok(Some(loaded)),
-                    Err(damage) => damage,
-                },
+                Choice::Read { step, manifest, committed } => {
+                    match self.load(step, *manifest, committed, &mut log)? {
+                        Ok(loaded) => return Ok(Some(loaded)),
+                        Err(damage) if committed => damage,
+                        Err(damage) => {
+                            // It never was a checkpoint.
+                            self.pass_over(&damage, &mut log);
+                            continue;
+                        }
+                    }
+                }
             };
-            if let (Trouble::Damaged { url, why }, 0) = (&trouble, self.group.rank()) {
-                log(format!("the checkpoint is damaged: {url}: {why}: passed over for the one before"));
-            }
+            self.pass_over(&trouble, &mut log);
             damaged.get_or_insert(trouble);
+        }
+    }
+
+    fn pass_over(&self, trouble: &Trouble, log: &mut impl FnMut(String)) {
+        if let (Trouble::Damaged { url, why }, 0) = (trouble, self.group.rank()) {
+            log(format!("the checkpoint is damaged: {url}: {why}: passed over for the one before"));
         }
     }
 
@@ -93,6 +122,8 @@ impl Shared<'_> {
     ) -> Result<(Choice, Option<Error>)> {
         let (first, run) = (self.group.rank() == 0, self.run.clone());
         let before = left.take();
+        let own = self.local.cloned().filter(|_| first && before.is_none());
+        let last = self.generation.saturating_sub(1);
         let found = self.meanwhile(async move {
             if !first {
                 return Ok::<_, Error>((vec![].into_iter(), vec![], None));
@@ -101,10 +132,16 @@ impl Shared<'_> {
                 Some(left) => left,
                 None => load::newest(&run).await?.into_iter(),
             };
+            // On the async threads: a few small files.
+            if let Some(whole) = own.and_then(|local| local.newest_whole(last))
+                && candidates.as_slice().iter().all(|c| !c.complete || c.step < whole.header.step)
+            {
+                return Ok((candidates, vec![], Some((whole.header.step, Ok(whole), false))));
+            }
             let mut passed = vec![];
             let next = loop {
                 match candidates.next() {
-                    Some(c) if c.complete => break Some((c.step, load::manifest(&c.folder).await)),
+                    Some(c) if c.complete => break Some((c.step, load::manifest(&c.folder).await, true)),
                     Some(c) => passed.push(load::never_finished(c.folder.url())),
                     None => break None,
                 }
@@ -118,8 +155,10 @@ impl Shared<'_> {
                 passed.into_iter().for_each(log);
                 match next {
                     None => Choice::Nothing,
-                    Some((step, Ok(manifest))) => Choice::Read { step, manifest: Box::new(manifest) },
-                    Some((_, Err(e))) => Choice::Trouble(trouble_of(e, &mut mine)),
+                    Some((step, Ok(manifest), committed)) => {
+                        Choice::Read { step, manifest: Box::new(manifest), committed }
+                    }
+                    Some((_, Err(e), _)) => Choice::Trouble(trouble_of(e, &mut mine)),
                 }
             }
             Err(e) => Choice::Trouble(trouble_of(e, &mut mine)),
@@ -128,32 +167,64 @@ impl Shared<'_> {
     }
 
     /// Reads and exchanges one checkpoint. Inside: what is wrong with it.
-    fn load(&self, step: u64, manifest: Manifest) -> Result<std::result::Result<Loaded, Trouble>> {
+    fn load(
+        &self,
+        step: u64,
+        manifest: Manifest,
+        committed: bool,
+        log: &mut impl FnMut(String),
+    ) -> Result<std::result::Result<Loaded, Trouble>> {
         let folder = self.run.join(&layout::step_folder(step));
-        let sizes: Vec<u64> = manifest.files.iter().map(|f| f.bytes).collect();
-        let owners = layout::deal(&sizes, &vec![false; sizes.len()], self.group.world() as u32);
+        let owners = self.owners(step, &manifest.files)?;
         let me = self.group.rank() as u32;
         let mine: Vec<(usize, FileEntry)> =
-            (0..sizes.len()).filter(|&i| owners[i] == me).map(|i| (i, manifest.files[i].clone())).collect();
-        let from = folder.clone();
+            manifest.files.iter().cloned().enumerate().filter(|(i, _)| owners[*i] == me).collect();
+        let source = Source { step, local: self.local.cloned(), store: committed.then(|| folder.clone()) };
         let read = self.meanwhile(async move {
-            let read: Vec<_> = mine.into_iter().map(|(i, file)| read_file(from.clone(), i, file)).collect();
-            stream::iter(read).buffered(2).try_collect::<Share>().await
+            let read: Vec<_> = mine.into_iter().map(|(i, file)| read_file(source.clone(), i, file)).collect();
+            let read: Vec<_> = stream::iter(read).buffered(2).try_collect().await?;
+            let mut share = Share::default();
+            for (i, bytes, from_store, unusable) in read {
+                let count = if from_store { &mut share.read.store } else { &mut share.read.local };
+                *count += bytes.len() as u64;
+                share.unusable.extend(unusable);
+                share.files.insert(i, bytes);
+            }
+            Ok(share)
         })?;
         let mut share = match self.settle(read)? {
             Ok(share) => share,
             Err(damage) => return Ok(Err(damage)),
         };
-        let read_bytes = share.values().map(|b| b.len() as u64).sum();
+        for why in share.unusable {
+            log(format!("a node's copy of a checkpoint is unusable: {why}; the store's is read instead"));
+        }
         let mut parts = Parts::default();
         for (i, file) in manifest.files.iter().enumerate() {
-            let bytes = self.hand_round(owners[i] as usize, share.remove(&i), file.bytes)?;
+            let bytes = self.hand_round(owners[i] as usize, share.files.remove(&i), file.bytes)?;
             // The same bytes everywhere, and so the same verdict.
             if let Err(e) = parts.take(&folder, file, &bytes) {
                 return Ok(Err(trouble_of(e, &mut None)));
             }
         }
-        Ok(Ok(Loaded::new(manifest.header, folder.url(), parts, read_bytes)))
+        let url = match (committed, self.local) {
+            (false, Some(local)) => local.url(step, manifest.header.generation),
+            _ => folder.url().into(),
+        };
+        Ok(Ok(Loaded { header: manifest.header, url, read: share.read, committed, parts }))
+    }
+
+    /// Who reads each file: a rank that has a copy of it, where there is one.
+    fn owners(&self, step: u64, files: &[FileEntry]) -> Result<Vec<u32>> {
+        let sizes: Vec<u64> = files.iter().map(|f| f.bytes).collect();
+        let world = self.group.world();
+        let mut held = vec![0i64; world * files.len()];
+        if let Some(local) = self.local {
+            let mine = held[self.group.rank() * files.len()..].iter_mut();
+            mine.zip(files).for_each(|(flag, file)| *flag = local.holds(step, file).into());
+            held = self.reduce(&held, ReduceOp::Sum)?;
+        }
+        Ok(layout::share_out(&sizes, world as u32, |rank, i| held[rank as usize * files.len() + i] != 0))
     }
 
     /// Every rank learns whether all have what they wanted. Inside: the damage that any rank has found.
@@ -242,8 +313,38 @@ impl Shared<'_> {
     }
 }
 
-async fn read_file(folder: Location, place: usize, file: FileEntry) -> Result<(usize, Bytes)> {
-    Ok((place, load::verified(&folder, &file).await?))
+/// Where a checkpoint's files are read.
+#[derive(Clone)]
+struct Source {
+    step: u64,
+    local: Option<Local>,
+    /// The step's folder, where it was committed.
+    store: Option<Location>,
+}
+
+/// A file by its place in the manifest, whether it came from the store, and what was wrong with a copy.
+async fn read_file(
+    from: Source,
+    place: usize,
+    file: FileEntry,
+) -> Result<(usize, Bytes, bool, Option<String>)> {
+    let (mut unusable, step) = (None, from.step);
+    if let Some(local) = from.local {
+        let wanted = file.clone();
+        let copy = tokio::task::spawn_blocking(move || local.read(step, &wanted));
+        match copy.await.map_err(|e| Error::JobFailed(format!("the reading of a copy broke off: {e}")))? {
+            Ok(Some(bytes)) => return Ok((place, bytes, false, None)),
+            Ok(None) => {}
+            Err(why) => unusable = Some(why),
+        }
+    }
+    match from.store {
+        Some(folder) => Ok((place, load::verified(&folder, &file).await?, true, unusable)),
+        None => Err(Error::Checkpoint {
+            url: file.key,
+            why: unusable.unwrap_or_else(|| "no rank of this job has a copy of it".into()),
+        }),
+    }
 }
 
 /// In words for the other ranks; an error that is no damage stays in `own`.

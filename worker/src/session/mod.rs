@@ -56,6 +56,16 @@ pub struct Assignment {
     pub rank: usize,
     pub world: usize,
     pub members: Vec<String>,
+    /// The newest committed checkpoint.
+    pub committed: Option<Age>,
+}
+
+/// How new a state is: the generation that took its last step, or a checkpoint of it, and that step. A later
+/// generation may have gone back in steps, and counts all the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Age {
+    pub generation: u64,
+    pub step: u64,
 }
 
 /// What the coordinator asks of a running generation, on top of the next step.
@@ -300,7 +310,9 @@ fn assignment(a: v1::Assigned) -> Result<Assignment> {
             a.rank, a.world_size
         )));
     }
+    let committed = Age { generation: a.committed_generation, step: a.committed_step };
     Ok(Assignment {
+        committed: Some(committed).filter(|c| c.generation > 0),
         generation: a.generation,
         rank: a.rank as usize,
         world: a.world_size as usize,

@@ -91,7 +91,7 @@ mod tests {
     }
 
     fn assigned(generation: u64) -> directive::Kind {
-        directive::Kind::Assigned(v1::Assigned { generation, rank: 1, world_size: 2, members: vec![] })
+        directive::Kind::Assigned(v1::Assigned { generation, rank: 1, world_size: 2, ..Default::default() })
     }
 
     fn shard(step: u64) -> Kind {

@@ -11,11 +11,7 @@ use super::{
 use crate::{
     Error, Result,
     batch::Normalise,
-    checkpoint::{
-        layout::{Header, Place},
-        save,
-        shared::Shared,
-    },
+    checkpoint::{layout::Place, load::Read, shared::Shared},
     ema::Ema,
     feed, schedule,
     session::{Asked, Assignment, Session, Timing},
@@ -32,12 +28,7 @@ use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
-use storage::Bandwidth;
 use tch::Tensor;
-use tokio::time::timeout;
-
-/// How often a rank that waits for its upload says that it is alive, and looks whether the others are.
-const UPLOAD_TICK: Duration = Duration::from_millis(500);
 
 /// The state of the loop, which goes with the group; what outlives it is [`Kept`].
 pub(super) struct Generation<'a> {
@@ -148,6 +139,7 @@ impl<'a> Generation<'a> {
             self.record(&batch);
             let summary = self.step(&batch, lr)?;
             self.kept.position.advance(per_epoch);
+            self.kept.generation = at.generation;
 
             let place = self.kept.position;
             let ended = place.step == total;
@@ -311,53 +303,6 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Copies this rank's share at the step boundary; the upload runs behind the next steps.
-    fn checkpoint(&mut self) -> Result<()> {
-        self.wait_upload()?;
-        let place = self.kept.position;
-        self.session.progress().at("saving", self.at.generation, place.epoch, place.step);
-        let (job, at) = (self.job, &self.at);
-        let labels = &job.dataset.manifest.labels;
-        let header =
-            Header::new(&job.config, labels, &job.dataset.digest, place, at.world as u32, at.generation)?
-                .with_plan(job.set.plan.spec().identity());
-        let began = now();
-        let snapshot = save::snapshot(self.kept.state.entries(), header, at.rank as u32)?;
-        let (megabytes, took) = (snapshot.bytes() as f64 / 1e6, began.elapsed().as_secs_f64() * 1e3);
-        tracing::info!("checkpoint of step {}: {megabytes:.1} MB copied in {took:.1} ms", place.step);
-        let limit = job.config.checkpoint.bandwidth.map(|b| Bandwidth::new(b.0));
-        self.kept.saved = Some(place.step);
-        let (run, send) = (self.job.run.clone(), self.session.shard_sender());
-        self.kept.upload = Some(self.job.runtime.spawn(async move {
-            send(snapshot.upload(&run, limit.as_ref()).await?);
-            Ok(())
-        }));
-        Ok(())
-    }
-
-    /// Until this rank's share is uploaded; the generation may end meanwhile.
-    fn wait_upload(&mut self) -> Result<()> {
-        while let Some(upload) = &mut self.kept.upload {
-            let done = self.job.runtime.block_on(async { timeout(UPLOAD_TICK, upload).await });
-            if let Ok(uploaded) = done {
-                self.kept.upload = None;
-                return uploaded.map_err(|e| Error::JobFailed(format!("an upload broke off: {e}")))?;
-            }
-            self.session.progress().tick();
-            self.session.check(self.at.generation)?;
-        }
-        Ok(())
-    }
-
-    /// Until the last checkpoint that this rank has taken its share of is committed.
-    fn wait_saved(&mut self) -> Result<()> {
-        self.wait_upload()?;
-        match self.kept.saved {
-            Some(step) => self.session.wait_committed(step, self.at.generation),
-            None => Ok(()),
-        }
-    }
-
     /// All leave after the same step; each keeps what it has. `committed`: not before the checkpoint is.
     fn leave(&mut self, committed: bool) -> Result<()> {
         let Place { epoch, step, .. } = self.kept.position;
@@ -421,26 +366,52 @@ fn agree(job: &Job, session: &Session, kept: &mut Kept, at: &Assignment, group: 
             e => e,
         });
     }
-    (kept.owed, kept.broke) = (Owed::default(), false);
-    kept.position = restore(job, session, at, group, &mut kept.state)?;
+    // Until all of it is here there is none.
+    (kept.broke, kept.begun, kept.saved) = (false, false, None);
+    (kept.position, kept.owed, kept.generation) = restore(job, session, at, group, &mut kept.state)?;
     kept.begun = true;
     Ok(())
 }
 
 /// The ranks read the newest whole checkpoint together; or rank 0 the weights that a new run starts from, which
-/// the others get from it.
-fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: &mut State) -> Result<Place> {
+/// the others get from it. With the position, what is to be done there before the next step, and the generation that
+/// had come there.
+fn restore(
+    job: &Job,
+    session: &Session,
+    at: &Assignment,
+    group: &Group,
+    state: &mut State,
+) -> Result<(Place, Owed, u64)> {
     agree_on_plan(job, group)?;
-    let (runtime, device, progress) = (job.runtime.handle(), job.options.device.torch(), session.progress());
-    let shared = Shared { run: &job.run, group, device, runtime, tick: &|| progress.tick() };
+    let progress = session.progress();
+    let shared = Shared {
+        run: &job.run,
+        local: job.local.as_ref(),
+        generation: at.generation,
+        group,
+        device: job.options.device.torch(),
+        runtime: job.runtime.handle(),
+        tick: &|| progress.tick(),
+    };
     if let Some(loaded) = shared.newest(|text| session.log("warn", text))? {
-        let read = loaded.read_bytes;
+        let (Read { store, local }, committed, url) = (loaded.read, loaded.committed, loaded.url.clone());
+        let owed = Owed { measure: loaded.header.evaluation_owed, checkpoint: !committed };
+        let generation = loaded.header.generation;
         let place = state.load(&job.config, &job.dataset, &job.set.plan, loaded)?;
-        tracing::info!("rank {} of {} read {read} bytes of the checkpoint", at.rank, at.world);
-        if at.rank == 0 {
-            session.log("info", format!("resumed from the checkpoint of step {}", place.step));
+        let (rank, world, step) = (at.rank, at.world, place.step);
+        tracing::info!(
+            "rank {rank} of {world} read {store} bytes of the checkpoint from the store and {local} from its node's copy"
+        );
+        match (rank, committed) {
+            (0, true) => session.log("info", format!("resumed from the checkpoint of step {step}")),
+            (0, false) => session.log(
+                "info",
+                format!("resumed from the copy of step {step} in {url}, which was not committed; it is now"),
+            ),
+            _ => {}
         }
-        return Ok(place);
+        return Ok((place, owed, generation));
     }
     if let (0, Some(url)) = (at.rank, &job.config.train.init) {
         let (labels, log) = (&job.dataset.manifest.labels, |level: &str, text| session.log(level, text));
@@ -448,7 +419,7 @@ fn restore(job: &Job, session: &Session, at: &Assignment, group: &Group, state: 
         state.ema.as_ref().map_or(Ok(()), Ema::restart)?;
     }
     state.broadcast(group, 0, false)?;
-    Ok(Place::default())
+    Ok(Default::default())
 }
 
 /// Every rank must have read the same lists of clips: a quarantine list can change between two readings.

@@ -2,19 +2,22 @@
 //!
 //! Survivors keep their state in memory. In a new group each rank says what it has; the newest step wins, for whoever
 //! has taken a step has heard the vote of all ranks on it. The lowest rank that holds it is the source, and whoever
-//! holds another step, or another digest of the same step, takes over the source's state.
+//! holds another step, or another digest of the same step, takes over the source's state. Newer is what a later
+//! generation has done, whatever its step: one that began from a checkpoint has gone back. So a worker that was cut off
+//! for long never overrules what the others have done or committed meanwhile.
 
 use super::Job;
 use crate::{
     Error, Result,
     checkpoint::layout::Place,
-    session::{Assignment, Session},
+    session::{Age, Assignment, Session},
     state::State,
 };
 use collective::{Group, ReduceOp};
 use prost::Message;
 use proto::v1;
 use std::collections::BTreeSet;
+use storage::Bandwidth;
 use tch::{Tensor, kind::Element};
 use tokio::task::JoinHandle;
 
@@ -25,6 +28,8 @@ pub(super) struct Kept {
     pub(super) position: Place,
     /// The state is the job's, not just fresh weights.
     pub(super) begun: bool,
+    /// The generation that took the last step, or the last checkpoint.
+    pub(super) generation: u64,
     pub(super) owed: Owed,
     /// Steps skipped in a row.
     pub(super) skipped: u64,
@@ -35,11 +40,18 @@ pub(super) struct Kept {
     /// The last generation broke off: its rank 0 may not have reported that step.
     pub(super) broke: bool,
     /// This rank's share of the last checkpoint, on its way; a generation's end does not stop it.
-    pub(super) upload: Option<JoinHandle<Result<()>>>,
+    pub(super) upload: Option<Upload>,
     /// The last step that this rank took its share of a checkpoint of.
     pub(super) saved: Option<u64>,
     /// This process has finished a step.
     pub(super) stepped: bool,
+}
+
+/// A share of a checkpoint on its way.
+pub(super) struct Upload {
+    pub(super) task: JoinHandle<Result<()>>,
+    /// Lifted when the rest of the job waits for it.
+    pub(super) limit: Option<Bandwidth>,
 }
 
 /// What is still to be done at the boundary where the state stands, before the next step.
@@ -53,7 +65,7 @@ pub(super) struct Owed {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Claim {
     begun: bool,
-    step: u64,
+    age: Age,
     digest: u64,
 }
 
@@ -71,6 +83,7 @@ impl Kept {
             state,
             position: Place::default(),
             begun: false,
+            generation: 0,
             owed: Owed::default(),
             skipped: 0,
             told: BTreeSet::new(),
@@ -89,11 +102,19 @@ impl Kept {
     }
 
     /// Agrees with the other ranks of a new group, and leaves this one with the state that counts. False: nobody has
-    /// any, so it must be read. Every rank takes part.
+    /// any, or a newer one is committed, so it must be read. Every rank takes part.
     pub(super) fn agree(&mut self, job: &Job, at: &Assignment, group: &Group) -> Result<bool> {
         let mine = self.claim()?;
         let claims = exchange(&mine, at, group, job)?;
-        let Some(agreed) = agreed(&claims) else { return Ok(false) };
+        let Some(agreed) = agreed(&claims, at.committed) else {
+            if let (0, Some(newest)) = (at.rank, at.committed.filter(|_| claims.iter().any(|c| c.begun))) {
+                tracing::info!(
+                    "the committed checkpoint of step {} is newer than what the ranks have",
+                    newest.step
+                );
+            }
+            return Ok(false);
+        };
         let (source, sent) = (agreed.source, claims[agreed.source]);
         if at.rank == source {
             tell(&claims, &agreed);
@@ -115,12 +136,16 @@ impl Kept {
             }
         }
         (self.position, self.owed, self.skipped) = (place, owed, skipped);
+        self.generation = sent.age.generation;
         Ok(true)
     }
 
     fn claim(&self) -> Result<Claim> {
         Ok(match self.begun {
-            true => Claim { begun: true, step: self.position.step, digest: self.state.digest()? },
+            true => {
+                let age = Age { generation: self.generation, step: self.position.step };
+                Claim { begun: true, age, digest: self.state.digest()? }
+            }
             false => Claim::default(),
         })
     }
@@ -164,33 +189,42 @@ pub(super) fn broadcast<T: Element + Copy>(
 
 /// What each rank brings, by rank.
 fn exchange(mine: &Claim, at: &Assignment, group: &Group, job: &Job) -> Result<Vec<Claim>> {
-    let mut rows = vec![0i64; 3 * at.world];
-    let row = [i64::from(mine.begun), mine.step as i64, mine.digest as i64];
-    rows[3 * at.rank..3 * (at.rank + 1)].copy_from_slice(&row);
+    let mut rows = vec![0i64; 4 * at.world];
+    let row = [u64::from(mine.begun), mine.age.generation, mine.age.step, mine.digest].map(|n| n as i64);
+    rows[4 * at.rank..4 * (at.rank + 1)].copy_from_slice(&row);
     let rows = Tensor::from_slice(&rows).f_to_device(job.options.device.torch())?;
     group.all_reduce(&rows, ReduceOp::Sum)?.wait()?;
     let rows = Vec::<i64>::try_from(&rows.f_to_device(tch::Device::Cpu)?)?;
-    let claim = |r: &[i64]| Claim { begun: r[0] != 0, step: r[1] as u64, digest: r[2] as u64 };
-    Ok(rows.chunks(3).map(claim).collect())
+    let claim = |r: &[i64]| {
+        let age = Age { generation: r[1] as u64, step: r[2] as u64 };
+        Claim { begun: r[0] != 0, age, digest: r[3] as u64 }
+    };
+    Ok(rows.chunks(4).map(claim).collect())
 }
 
-/// The newest step wins, and among those who hold it the lowest rank. `None`: nobody has begun.
-fn agreed(claims: &[Claim]) -> Option<Agreement> {
-    let newest = claims.iter().filter(|c| c.begun).map(|c| c.step).max()?;
-    let source = claims.iter().position(|c| c.begun && c.step == newest)?;
-    let behind = (0..claims.len()).filter(|r| claims[*r] != claims[source]).collect();
+/// The newest wins, and among those who hold it the lowest rank. `None`: nobody has begun, or what is committed is
+/// newer than what anybody has.
+fn agreed(claims: &[Claim], committed: Option<Age>) -> Option<Agreement> {
+    let newest = claims.iter().filter(|c| c.begun).map(|c| c.age).max()?;
+    if committed > Some(newest) {
+        return None;
+    }
+    let source = claims.iter().position(|c| c.begun && c.age == newest)?;
+    // The same state may have been saved by one rank and not yet by another.
+    let what = |c: &Claim| (c.begun, c.age.step, c.digest);
+    let behind = (0..claims.len()).filter(|r| what(&claims[*r]) != what(&claims[source])).collect();
     Some(Agreement { source, behind })
 }
 
 /// Says who goes on from where, and whose state should have been the same.
 fn tell(claims: &[Claim], agreed: &Agreement) {
-    let Claim { step, digest, .. } = claims[agreed.source];
+    let Claim { age: Age { step, .. }, digest, .. } = claims[agreed.source];
     tracing::info!(
         "going on from step {step} with the state in memory of rank {}; ranks that take it over: {:?}",
         agreed.source,
         agreed.behind
     );
-    for rank in agreed.behind.iter().filter(|r| claims[**r].begun && claims[**r].step == step) {
+    for rank in agreed.behind.iter().filter(|r| claims[**r].begun && claims[**r].age.step == step) {
         tracing::warn!(
             "rank {rank} has another state at step {step}: digest {:016x}, and {digest:016x} at rank {}, which counts",
             claims[*rank].digest,
@@ -203,14 +237,24 @@ fn tell(claims: &[Claim], agreed: &Agreement) {
 mod tests {
     use super::*;
 
+    /// Of generation 3.
     fn claim(step: u64, digest: u64) -> Claim {
-        Claim { begun: true, step, digest }
+        Claim { begun: true, age: Age { generation: 3, step }, digest }
+    }
+
+    fn later(step: u64, digest: u64) -> Claim {
+        Claim { age: Age { generation: 5, step }, ..claim(step, digest) }
+    }
+
+    fn of(claims: &[Claim], committed: Option<(u64, u64)>) -> Option<(usize, Vec<usize>)> {
+        let committed = committed.map(|(generation, step)| Age { generation, step });
+        agreed(claims, committed).map(|a| (a.source, a.behind))
     }
 
     #[test]
     fn the_newest_step_wins_and_the_lowest_rank_that_holds_it_is_the_source() {
         let newcomer = Claim::default();
-        let of = |claims: &[Claim]| agreed(claims).map(|a| (a.source, a.behind));
+        let of = |claims: &[Claim]| of(claims, None);
         assert_eq!(of(&[newcomer, newcomer]), None);
         assert_eq!(of(&[claim(5, 1), claim(5, 1)]), Some((0, vec![])));
         assert_eq!(of(&[newcomer, claim(5, 1), claim(6, 2), claim(6, 2)]), Some((2, vec![0, 1])));
@@ -218,5 +262,23 @@ mod tests {
         assert_eq!(of(&[claim(6, 2), claim(6, 3), claim(6, 2)]), Some((0, vec![1])));
         // Step 0 of somebody who has begun outranks a newcomer.
         assert_eq!(of(&[newcomer, claim(0, 9)]), Some((1, vec![0])));
+        // Only one of them has saved it yet.
+        assert_eq!(of(&[claim(6, 2), later(6, 2)]), Some((1, vec![])));
+    }
+
+    #[test]
+    fn who_was_cut_off_for_long_overrules_nobody() {
+        // The others went back to a checkpoint while rank 0 was away.
+        assert_eq!(of(&[claim(9, 1), later(7, 2)], None), Some((1, vec![0])));
+        assert_eq!(of(&[claim(9, 1), later(9, 2)], None), Some((1, vec![0])), "and did its step again");
+        // They are gone, and what they committed is what counts.
+        let newcomer = Claim::default();
+        assert_eq!(of(&[claim(9, 1), newcomer], Some((3, 8))), Some((0, vec![1])));
+        assert_eq!(of(&[claim(9, 1), newcomer], Some((3, 9))), Some((0, vec![1])));
+        assert_eq!(of(&[claim(9, 1), newcomer], Some((3, 14))), None);
+        assert_eq!(of(&[claim(9, 1), newcomer], Some((5, 7))), None);
+        // A later step of an earlier generation was refused by the one that went on from before it.
+        assert_eq!(of(&[later(7, 2), newcomer], Some((3, 14))), Some((0, vec![1])));
+        assert_eq!(of(&[newcomer], Some((3, 14))), None);
     }
 }

@@ -5,6 +5,7 @@
 //! kept.rs        what outlives a generation, and how the ranks of a new one agree on it
 //! meet.rs        the group of a generation
 //! generation.rs  the loop itself: next batch, step, report, evaluate, checkpoint
+//! save.rs        checkpoints: copied between two steps, uploaded behind the next
 //! step.rs        one step: forward and backward passes, vote, clip, update
 //! measure.rs     between steps: precise batch norm, validation accuracy
 //! signals.rs     SIGTERM and SIGUSR1
@@ -14,17 +15,17 @@ mod generation;
 mod kept;
 mod measure;
 mod meet;
+mod save;
 mod signals;
 mod step;
 
 use crate::{
     Error, Result,
-    checkpoint::layout::Place,
+    checkpoint::{Local, layout::Place},
     device::Device,
     feed::{Feed, open_cache},
     session::{self, Assignment, Opening, Session},
     state::State,
-    trainset::TrainSet,
 };
 use configs::Config;
 use generation::Generation;
@@ -34,7 +35,7 @@ use proto::{
     Access, Connection,
     v1::{self, worker_message::Kind as Message},
 };
-use shards::{cache::Cache, format::Dataset, stream::Stream};
+use shards::{cache::Cache, format::Dataset, stream::Stream, trainset::TrainSet};
 use signals::Signals;
 use std::{
     sync::Arc,
@@ -71,6 +72,8 @@ struct Job {
     set: TrainSet,
     cache: Option<Arc<Cache>>,
     run: Location,
+    /// This node's copies of checkpoints.
+    local: Option<Local>,
     runtime: Runtime,
     options: TrainerOptions,
     host: String,
@@ -172,6 +175,10 @@ fn join(options: TrainerOptions, runtime: Runtime, signals: &Signals) -> Result<
     }
     let host = session::local_address(&address)?;
     let run = Location::parse(&job.run_url)?;
+    let local = match &config.checkpoint.local {
+        Some(copies) => Some(runtime.block_on(Local::of_run(copies, &run, &job.run_url))?),
+        None => None,
+    };
     let cache = open_cache(&config, &dataset);
     let hello = v1::Hello {
         protocol_version: proto::PROTOCOL_VERSION,
@@ -194,7 +201,7 @@ fn join(options: TrainerOptions, runtime: Runtime, signals: &Signals) -> Result<
     };
     let session = Session::open(runtime.handle(), opening);
     signals.ask_by(session.sender());
-    let job = Job { config, dataset, set, cache, run, runtime, options, host };
+    let job = Job { config, dataset, set, cache, run, local, runtime, options, host };
     Ok((job, session, Kept::new(state)))
 }
 

@@ -76,7 +76,7 @@ pub fn command(args: ImportArgs) -> Result<()> {
 /// Writes the checkpoint; returns its folder's URL.
 pub(super) async fn commit(run: &Location, model: &Model, header: Header) -> Result<String> {
     let folder = run.join(&layout::step_folder(header.step));
-    let shard = save::snapshot(save::Entry::of_model(model), header.clone(), 0)?.upload(run, None).await?;
+    let shard = save::snapshot(save::Entry::of_model(model), header.clone(), 0)?.upload(run).await?;
     let files = shard.files.into_iter().map(|f| FileEntry { key: f.key, bytes: f.bytes, sha256: f.sha256 });
     let manifest = Manifest { header, files: files.collect() }.to_json()?;
     match folder.put_if_absent(layout::MANIFEST, manifest).await? {

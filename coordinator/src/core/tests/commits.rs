@@ -154,3 +154,28 @@ fn a_run_that_was_complete_already_ends_at_its_last_step() {
     job.finish(2, 1);
     assert_eq!(job.exit(), Some((true, "2 workers finished at step 20".into())));
 }
+
+#[test]
+fn members_hear_what_is_committed_in_the_history_that_counts() {
+    let kept = |generation| Kept { generation: Generation(generation), ..Kept::default() };
+    // Step 30 was refused by generation 3, which went on from before 15.
+    let committed =
+        [(10, 2), (15, 3), (30, 2)].map(|(step, generation)| (Step(step), kept(generation))).into();
+    let last = Membership { generation: Generation(3), ..Default::default() };
+    let mut job = Job::of(Core::new(
+        Settings { workers: 1, ..settings() },
+        Found { last, committed, ..Default::default() },
+    ));
+    let heard = |job: &mut Job| {
+        let found = job.look().into_iter().find_map(|a| match a {
+            Action::Send { directive: Directive::Assigned { committed, .. }, .. } => Some(committed),
+            _ => None,
+        });
+        found.expect("an assignment")
+    };
+    job.join(1);
+    assert_eq!(heard(&mut job), Some((Generation(3), Step(15))));
+    let mut job = Job::new(Settings { workers: 1, ..settings() });
+    job.join(1);
+    assert_eq!(heard(&mut job), None);
+}

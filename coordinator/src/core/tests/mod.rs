@@ -164,7 +164,7 @@ impl Job {
     /// (worker, generation, rank, members) of each assignment since the last look.
     fn assigned(&mut self) -> Vec<(u64, u64, u32, String)> {
         let found = self.seen.iter().filter_map(|a| match a {
-            Action::Send { to, directive: Directive::Assigned { generation, rank, members } } => {
+            Action::Send { to, directive: Directive::Assigned { generation, rank, members, .. } } => {
                 Some((to.0, generation.0, rank.0, members.join(" ")))
             }
             _ => None,

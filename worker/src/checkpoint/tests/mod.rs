@@ -1,5 +1,6 @@
 //! Round trips through a folder on disk, and every way in which a checkpoint can be bad.
 
+mod local;
 mod shared;
 
 use super::{
@@ -64,7 +65,7 @@ fn copies(tensors: &[(String, Tensor)]) -> Vec<(String, Tensor)> {
 async fn commit(run: &Location, snapshots: Vec<Snapshot>, with_manifest: bool) {
     let (mut header, mut files, mut step) = (None, vec![], 0);
     for snapshot in snapshots {
-        let shard = snapshot.upload(run, None).await.unwrap();
+        let shard = snapshot.upload(run).await.unwrap();
         step = shard.step;
         let entry = |f: proto::v1::CheckpointFile| FileEntry { key: f.key, bytes: f.bytes, sha256: f.sha256 };
         files.extend(shard.files.into_iter().map(entry));

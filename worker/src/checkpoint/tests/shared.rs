@@ -1,7 +1,7 @@
 //! Several ranks, threads of this process, load a checkpoint together.
 
 use super::*;
-use crate::checkpoint::{Loaded, shared::Shared};
+use crate::checkpoint::{Loaded, Local, shared::Shared};
 use collective::{Backend, Group, MemoryStore, Store};
 use std::{sync::Arc, thread, time::Duration};
 use tokio::runtime::Runtime;
@@ -11,10 +11,18 @@ type Outcome = (crate::Result<Option<Loaded>>, Vec<String>);
 
 /// What each of `world` ranks loads from the run in `dir`.
 fn together(dir: &Path, world: usize) -> Vec<Outcome> {
+    together_with(dir, vec![None; world])
+}
+
+/// Likewise of ranks that have such copies.
+pub(super) fn together_with(dir: &Path, copies: Vec<Option<Local>>) -> Vec<Outcome> {
+    let world = copies.len();
     collective::init().unwrap();
     let keys = Arc::new(MemoryStore::new());
-    let started: Vec<_> = (0..world)
-        .map(|rank| {
+    let started: Vec<_> = copies
+        .into_iter()
+        .enumerate()
+        .map(|(rank, local)| {
             let (keys, run) = (keys.clone(), run_in(dir));
             thread::spawn(move || {
                 let patience = Duration::from_secs(30);
@@ -23,7 +31,9 @@ fn together(dir: &Path, world: usize) -> Vec<Outcome> {
                 let group = Group::new(&store, "g1/", rank, world, backend, patience).unwrap();
                 let runtime = Runtime::new().unwrap();
                 let (device, runtime) = (Device::Cpu, runtime.handle());
-                let shared = Shared { run: &run, group: &group, device, runtime, tick: &|| () };
+                let local = local.as_ref();
+                let shared =
+                    Shared { run: &run, local, generation: 4, group: &group, device, runtime, tick: &|| () };
                 let mut log = vec![];
                 (shared.newest(|text| log.push(text)), log)
             })
@@ -32,13 +42,13 @@ fn together(dir: &Path, world: usize) -> Vec<Outcome> {
     started.into_iter().map(|t| t.join().unwrap()).collect()
 }
 
-fn bytes_of(dir: &Path, step: u64) -> u64 {
+pub(super) fn bytes_of(dir: &Path, step: u64) -> u64 {
     let manifest = std::fs::read(dir.join(layout::step_folder(step)).join(layout::MANIFEST)).unwrap();
     let manifest: Manifest = serde_json::from_slice(&manifest).unwrap();
     manifest.files.iter().map(|f| f.bytes).sum()
 }
 
-fn fill(dir: &Path, steps: &[(u64, u32, bool)]) {
+pub(super) fn fill(dir: &Path, steps: &[(u64, u32, bool)]) {
     Runtime::new().unwrap().block_on(async {
         for &(step, world, with_manifest) in steps {
             write(&run_in(dir), step, world, with_manifest).await;
@@ -60,7 +70,7 @@ fn every_byte_is_read_once_and_every_rank_has_all() {
             assert_eq!(loaded.model_tensors().len(), want.len());
             assert!(want.iter().all(|(name, t)| loaded.model_tensors()[name].equal(t)));
             assert!(!loaded.optimizer_tensors().is_empty());
-            shares.push(loaded.read_bytes);
+            shares.push(loaded.read.store);
             logs.push(log);
         }
         assert_eq!(shares.iter().sum::<u64>(), bytes_of(dir.path(), 7), "{shares:?}");

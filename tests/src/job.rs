@@ -83,6 +83,11 @@ impl Job {
         self.wait_any(&[words])
     }
 
+    /// Reads a coordinator's lines until one tells of another step.
+    pub fn wait_step(&mut self) -> String {
+        self.wait_line(&["step ", " of ", ": loss "])
+    }
+
     /// Reads lines until one holds all words of one of these lists; returns it.
     pub fn wait_any(&mut self, lists: &[&[&str]]) -> String {
         loop {

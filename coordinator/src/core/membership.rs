@@ -25,6 +25,8 @@ pub struct Member {
     pub has_state: bool,
     /// It wants to go, and why.
     pub leaving: Option<String>,
+    /// Its stream has ended after a silence; it may come back by another.
+    pub cut_off: bool,
     pub pace: Pace,
     heard_at: Now,
     progress_at: Now,
@@ -102,6 +104,7 @@ impl Members {
             beat: Beat::default(),
             has_state: false,
             leaving: None,
+            cut_off: false,
             pace: Pace::default(),
             heard_at: now,
             progress_at: now,
@@ -115,7 +118,7 @@ impl Members {
     pub fn moved(&mut self, now: Now, from: WorkerId, to: WorkerId) {
         if let Some(member) = self.by_id.remove(&from) {
             self.by_name.insert(member.name.clone(), to);
-            self.by_id.insert(to, Member { id: to, heard_at: now, ..member });
+            self.by_id.insert(to, Member { id: to, cut_off: false, heard_at: now, ..member });
         }
     }
 

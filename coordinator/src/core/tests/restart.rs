@@ -156,6 +156,13 @@ fn a_stream_that_ends_after_silence_ends_nothing_before_the_silence_does() {
     job.back(12, 2, 1);
     job.pass(Duration::from_secs(60), &[1, 12]);
     assert_eq!(job.stops(), []);
+    // The generation ends meanwhile: the next one is formed without it.
+    let mut job = Job::running(Settings { workers: 3, ..settings() }, 3);
+    job.pass(Duration::from_secs(5), &[1, 3]);
+    job.leave(2);
+    job.leave(3);
+    job.pass(Duration::from_secs(1), &[1]);
+    assert_eq!(job.assigned().last(), Some(&(1, 2, 0, "w1".into())));
     // It does not come back.
     let mut job = Job::running(settings(), 2);
     job.pass(Duration::from_secs(5), &[1]);

@@ -209,7 +209,7 @@ mod tests {
             let crop =
                 CropBox { left: (f64::from(width) - w) * at[0], top: (f64::from(height) - h) * at[1], width: w, height: h };
             let cut = Cut { crop, flip: false, ops: vec![], erase: None };
-            let part = region(&[cut], (width, height), (side, side));
+            let part = region(std::slice::from_ref(&cut), (width, height), (side, side));
             let row = |y: u32| &pixels[((part.top + y) * width + part.left) as usize * 3..][..part.width as usize * 3];
             let inside: Vec<u8> = (0..part.height).flat_map(row).copied().collect();
             let resized = |pixels: &[u8], part: Region| {

@@ -112,7 +112,7 @@ impl Args {
             lanes: data.map_or(1, |data| data.lanes),
             stages: config.map_or(vec![], job::stages),
             drop_last: data.is_some_and(|data| data.drop_last),
-            shuffle_window: self.grouped.or(config.and_then(|c| window(c))),
+            shuffle_window: self.grouped.or(config.and_then(|c| shuffle_window(c))),
             threads: self.threads.or(data.map(|data| data.threads)).unwrap_or(0),
             prefetch_bytes: self.prefetch.or(data.map(|data| data.prefetch.0)).unwrap_or(256 << 20),
             requests,
@@ -140,7 +140,7 @@ impl Args {
 }
 
 /// The window of a job that shuffles in groups.
-fn window(config: &Job) -> Option<u64> {
+fn shuffle_window(config: &Job) -> Option<u64> {
     (config.data.shuffle == Shuffle::Grouped).then_some(config.data.shuffle_window.0)
 }
 

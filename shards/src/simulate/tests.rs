@@ -126,7 +126,7 @@ fn what_a_job_leaves_out_and_balances_is_counted_as_it_is_read() {
     std::fs::write(&list, ids.join("\n")).unwrap();
     let quarantine = format!("data.quarantine={}", list.display());
     let balanced = ["data.sampling=class_balanced", "data.epoch_clips=50"].map(String::from);
-    let left_out = job(&folder, &runtime, &[quarantine.clone()]);
+    let left_out = job(&folder, &runtime, std::slice::from_ref(&quarantine));
     let balanced = job(&folder, &runtime, &[&[quarantine][..], &balanced].concat());
     for (job, views) in [(&left_out, all.clips.len() - ids.len()), (&balanced, 50)] {
         // A balanced epoch may show a clip to two ranks: which of them fetches it for both depends on timing.

@@ -137,6 +137,9 @@ impl Cluster {
             format!("cluster.workers={workers}"),
             format!("cluster.min_workers={workers}"),
             format!("train.max_steps={steps}"),
+            // However busy the machine is.
+            "cluster.beat_timeout=300s".into(),
+            "cluster.collective_timeout=300s".into(),
         ];
         let all: Vec<&str> = self.overrides.iter().chain(&more).map(String::as_str).collect();
         let (coordinator, address) = Job::coordinator(&self.config, &run, "127.0.0.1:0", &all);

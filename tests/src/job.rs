@@ -80,13 +80,23 @@ impl Job {
 
     /// Reads lines until one holds all of `words`; returns it.
     pub fn wait_line(&mut self, words: &[&str]) -> String {
+        self.wait_any(&[words])
+    }
+
+    /// Reads a coordinator's lines until one tells of another step.
+    pub fn wait_step(&mut self) -> String {
+        self.wait_line(&["step ", " of ", ": loss "])
+    }
+
+    /// Reads lines until one holds all words of one of these lists; returns it.
+    pub fn wait_any(&mut self, lists: &[&[&str]]) -> String {
         loop {
             let line = self
                 .lines
                 .recv_timeout(PATIENCE)
-                .unwrap_or_else(|e| panic!("no line with {words:?} ({e}):\n{}", self.seen.join("\n")));
+                .unwrap_or_else(|e| panic!("no line with {lists:?} ({e}):\n{}", self.seen.join("\n")));
             self.seen.push(line.clone());
-            if words.iter().all(|w| line.contains(w)) {
+            if lists.iter().any(|words| words.iter().all(|w| line.contains(w))) {
                 return line;
             }
         }

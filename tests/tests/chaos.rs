@@ -74,7 +74,7 @@ fn short_freezes_pass_unnoticed() {
         coordinator.signal(thaw);
         workers[0].signal(thaw);
         job::signal(trainer(&workers[1]), thaw);
-        coordinator.wait_line(&["step ", " of "]);
+        coordinator.wait_step();
     }
     coordinator.finish();
     let ledger = cluster.ledger("frozen", &finish(workers));
@@ -94,10 +94,10 @@ fn a_frozen_trainer_is_given_up_and_comes_back() {
     let lost = coordinator.wait_line(&["lost worker"]);
     assert!(lost.contains(&victim.to_string()), "{lost}");
     coordinator.wait_line(&["generation 2: 1 worker"]);
-    coordinator.wait_line(&["step ", " of "]);
+    coordinator.wait_step();
     job::signal(victim, Signal::CONT);
     coordinator.wait_line(&["generation 3: 2 worker"]);
-    coordinator.wait_line(&["step ", " of "]);
+    coordinator.wait_step();
     coordinator.signal(Signal::TERM);
     coordinator.finish();
     let ledger = cluster.ledger("frozen", &finish(workers));
@@ -122,10 +122,10 @@ fn four_workers_become_two_and_then_three() {
         said.push(words);
     }
     coordinator.wait_line(&[": 2 worker"]);
-    coordinator.wait_line(&["step ", " of "]);
+    coordinator.wait_step();
     workers.push(cluster.worker(0, &address));
     coordinator.wait_line(&[": 3 worker"]);
-    coordinator.wait_line(&["step ", " of "]);
+    coordinator.wait_step();
     coordinator.signal(Signal::TERM);
     coordinator.finish();
     said.extend(finish(workers));
@@ -148,11 +148,11 @@ fn a_superseded_coordinator_wakes_up_and_stops() {
     command.arg("--take-over");
     let mut second = cluster.start(0, command);
     second.listening();
-    second.wait_line(&["step ", " of "]);
+    second.wait_step();
     first.signal(Signal::CONT);
     let (code, said) = first.finish_any();
     assert_eq!(code, Some(1), "{said}");
-    second.wait_line(&["step ", " of "]);
+    second.wait_step();
     second.signal(Signal::TERM);
     second.finish();
     let ledger = cluster.ledger("superseded", &finish(workers));
@@ -178,7 +178,7 @@ fn a_take_over_among_those_who_show_token_and_certificate() {
     let (code, said) = first.finish_any();
     assert_eq!(code, Some(1), "{said}");
     second.wait_line(&["goes on under this coordinator"]);
-    second.wait_line(&["step ", " of "]);
+    second.wait_step();
     second.signal(Signal::TERM);
     second.finish();
     let ledger = cluster.ledger("taken", &finish(workers));

@@ -171,7 +171,7 @@ impl Core {
                 }
             }
             Event::Exited(report) => self.exited(now, report, &mut out),
-            Event::Disconnected { worker, why } => self.lose(now, vec![(worker, why)], &mut out),
+            Event::Disconnected { worker, why } => self.disconnected(now, worker, why, &mut out),
             Event::Recorded { generation } => self.recorded(now, generation, &mut out),
             Event::Committed { step, bytes, manifest } => {
                 let delete = self.commits.committed(step, &self.settings.retention);

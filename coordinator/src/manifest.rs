@@ -98,37 +98,29 @@ async fn put(run: &Location, whole: &WholeCheckpoint, body: Vec<u8>) -> Result<W
     }
 }
 
+/// Whether [`prune`] would find anything to delete. If so the checkpoint of `newest`, on which all depends from then
+/// on, has been read back, every byte of it: an error says what is wrong with it.
+pub async fn may_prune(run: &Location, old: &[Step], newest: Step) -> Result<bool> {
+    let any = !old.is_empty() || !strays(run, old, newest).await?.is_empty();
+    if any {
+        verify(run, newest).await?;
+    }
+    Ok(any)
+}
+
 /// Deletes the folders of `old` steps, manifest first; then what no manifest names in the folders
 /// of steps before `newest`: attempts that were never committed, and uploads that were never finished. At `newest`
-/// itself another attempt may be on its way. Nothing goes unless the manifest of `newest` can be read back and all
-/// its files are there.
+/// itself another attempt may be on its way. See [`may_prune`] for what must come first.
 pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
-    verify(run, newest).await?;
     for step in old {
         run.delete(&manifest_key(*step)).await?;
     }
-    let mut by_step: BTreeMap<Step, Vec<String>> = BTreeMap::new();
-    for object in run.list(FOLDER).await? {
-        if let Some(step) = step_of(&object.key).filter(|s| *s < newest || old.contains(s)) {
-            by_step.entry(step).or_default().push(object.key);
-        }
-    }
-    for (step, keys) in by_step {
-        let manifest = manifest_key(step);
-        let named = if keys.contains(&manifest) {
-            match files_named(run, &manifest).await? {
-                Some(named) => named,
-                // Not ours to judge: leave the folder as it is.
-                None => continue,
-            }
-        } else {
-            BTreeSet::new()
-        };
-        let stray: Vec<String> = keys.into_iter().filter(|k| *k != manifest && !named.contains(k)).collect();
+    for (step, stray) in strays(run, old, newest).await? {
         let deletions = stray.iter().map(|key| delete(run.clone(), key.clone())).collect::<Vec<_>>();
         stream::iter(deletions).buffer_unordered(PARALLEL).try_collect::<()>().await?;
         // One that led before may have written a manifest of them meanwhile, unaware that it leads no longer.
-        let now = if stray.is_empty() { None } else { files_named(run, &manifest).await? };
+        let manifest = manifest_key(step);
+        let now = files_named(run, &manifest).await?;
         if now.is_some_and(|named| stray.iter().any(|key| named.contains(key))) {
             run.delete(&manifest).await?;
         }
@@ -140,6 +132,31 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
     Ok(())
 }
 
+/// What no manifest names in the folders of steps before `newest` and of `old` ones, by step.
+async fn strays(run: &Location, old: &[Step], newest: Step) -> Result<BTreeMap<Step, Vec<String>>> {
+    let mut by_step: BTreeMap<Step, Vec<String>> = BTreeMap::new();
+    for object in run.list(FOLDER).await? {
+        if let Some(step) = step_of(&object.key).filter(|s| *s < newest || old.contains(s)) {
+            by_step.entry(step).or_default().push(object.key);
+        }
+    }
+    let mut strays = BTreeMap::new();
+    for (step, mut keys) in by_step {
+        let manifest = manifest_key(step);
+        if keys.contains(&manifest) {
+            match files_named(run, &manifest).await? {
+                Some(named) => keys.retain(|k| *k != manifest && !named.contains(k)),
+                // Not ours to judge: leave the folder as it is.
+                None => continue,
+            }
+        }
+        if !keys.is_empty() {
+            strays.insert(step, keys);
+        }
+    }
+    Ok(strays)
+}
+
 async fn check_files(run: &Location, whole: &WholeCheckpoint) -> Result<()> {
     let folder = folder(whole.step);
     let check =
@@ -148,19 +165,26 @@ async fn check_files(run: &Location, whole: &WholeCheckpoint) -> Result<()> {
     stream::iter(checks).buffer_unordered(PARALLEL).try_collect().await
 }
 
-/// An error unless the manifest of `step` can be read and each of its files is there at its size.
+/// An error unless the manifest of `step` can be read and each of its files is what it says, to the last byte.
 async fn verify(run: &Location, step: Step) -> Result<()> {
+    let bad = |why: String| Error::BadCheckpoint { step: step.0, why };
     let bytes = run.get(&manifest_key(step)).await?;
-    let files: Option<Vec<(String, u64)>> = serde_json::from_slice::<Value>(&bytes).ok().and_then(|m| {
-        let files = m.get("files")?.as_array()?;
-        files.iter().map(|f| Some((f.get("key")?.as_str()?.to_string(), f.get("bytes")?.as_u64()?))).collect()
-    });
-    let why = || "it was read back as something else".to_string();
-    let files = files.ok_or_else(|| Error::BadCheckpoint { step: step.0, why: why() })?;
-    let checks = files
-        .into_iter()
-        .map(|(key, bytes)| check_file(run.clone(), step.0, format!("{}/{key}", folder(step)), bytes));
-    stream::iter(checks.collect::<Vec<_>>()).buffer_unordered(PARALLEL).try_collect::<()>().await
+    let files: Option<Vec<CheckpointFile>> = serde_json::from_slice::<Value>(&bytes)
+        .ok()
+        .and_then(|mut manifest| serde_json::from_value(manifest.get_mut("files")?.take()).ok());
+    for file in files.ok_or_else(|| bad("its manifest was read back as something else".into()))? {
+        let key = format!("{}/{}", folder(step), file.key);
+        check_file(run.clone(), step.0, key.clone(), file.bytes).await?;
+        let digest = run.sha256_of(&key).await?;
+        if digest != file.sha256 {
+            return Err(bad(format!(
+                "{} was read back with the SHA-256 {digest}; its rank wrote {}",
+                run.url_of(&key),
+                file.sha256
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// An error unless the object is there with `expected` bytes: a report is not yet an upload.
@@ -283,15 +307,20 @@ mod tests {
         let kept = committed(&run).await.unwrap();
         assert_eq!(kept.values().map(|k| k.scores.top1).collect::<Vec<_>>(), [None, Some(0.75), None]);
 
-        // The newest is not whole: nothing goes.
+        // The newest is not what was written: nothing may go.
         let file = "checkpoints/step-000000030/g1/model-0-of-1.safetensors";
-        run.put(file, vec![5u8; 9]).await.unwrap();
-        let before = keys(&run).await;
-        assert!(matches!(prune(&run, &[Step(10)], Step(30)).await, Err(Error::BadCheckpoint { .. })));
-        assert_eq!(keys(&run).await, before);
+        for wrong in [vec![5u8; 9], vec![6u8; 10]] {
+            run.put(file, wrong).await.unwrap();
+            for old in [&[Step(10)][..], &[]] {
+                let e = may_prune(&run, old, Step(30)).await.unwrap_err().to_string();
+                assert!(e.contains(file), "{e}");
+            }
+        }
         run.put(file, vec![5u8; 10]).await.unwrap();
 
+        assert!(may_prune(&run, &[Step(10)], Step(30)).await.unwrap());
         prune(&run, &[Step(10)], Step(30)).await.unwrap();
+        assert!(!may_prune(&run, &[], Step(30)).await.unwrap(), "nothing is left");
         assert_eq!(
             keys(&run).await,
             [

@@ -74,6 +74,22 @@ impl Cluster {
         self.net.as_ref().expect("a job on a network")
     }
 
+    /// The same, on S3, with its dataset there too.
+    pub fn with_data_on_s3(mut self) -> Self {
+        let url = "s3://marey/clips";
+        let from = self.fixture.data().trim_start_matches("data.url=");
+        let from = Location::parse(from).expect("a location");
+        let to = Location::parse_with(url, &self.store().server.env()).expect("a location");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            for object in from.list("").await.expect("the dataset's files") {
+                to.copy_from(&object.key, &from, &object.key).await.expect("copied");
+            }
+        });
+        self.overrides.push(format!("data.url={url}"));
+        self
+    }
+
     /// What befalls requests to the store from now on, as the proxy's rules in words.
     pub fn store_faults(&self, rules: &[(&str, Option<u64>)]) {
         let rule =

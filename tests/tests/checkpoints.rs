@@ -76,7 +76,8 @@ fn a_job_reads_each_byte_of_its_checkpoint_once() {
     assert!(said.code == 0 && said.stdout.matches("verified").count() == 3, "{}", said.stdout);
 
     bench.proxy.take_counts();
-    let said = Job::start(bench.train(21, &[])).finish();
+    // Nothing is to be deleted: the coordinator would first read the newest back.
+    let said = Job::start(bench.train(21, &["--set", "checkpoint.keep=100"])).finish();
     assert!(said.contains("resumed from the checkpoint of step 20"), "{said}");
     // Journal, manifests, metrics and configuration are small beside the checkpoint, which two workers loaded.
     let (read, bytes) = (bench.proxy.counts().bytes, newest["bytes"].as_u64().unwrap());

@@ -1,7 +1,7 @@
 //! What workers and their supervisors tell. Fields as in the contract.
 
 use super::types::{Epoch, Generation, Rank, Step};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How a worker introduces itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,7 +77,7 @@ pub struct EvalReport {
 }
 
 /// One file of a checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CheckpointFile {
     /// Relative to the step's folder.
     pub key: String,

@@ -20,7 +20,7 @@ use std::{
 use storage::Location;
 use tokio::{
     process::{Child, Command},
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     sync::broadcast,
     task::JoinSet,
     time::{sleep, timeout},
@@ -67,6 +67,20 @@ struct Plan {
 /// if any says that the user must change something. One that dies does not take the others along: the coordinator
 /// decides how the job goes on.
 pub async fn run(node: Node) -> Result<u8> {
+    let mut signals = Signals::catch()?;
+    let (plan, run) = tokio::select! {
+        prepared = prepare(&node) => prepared?,
+        // Nobody counts on this node yet.
+        _ = signals.stop() => return Ok(0),
+    };
+    keep(plan, &node.devices, signals, move |report| {
+        tell(node.coordinator.clone(), node.access.clone(), run.clone(), report)
+    })
+    .await
+}
+
+/// What the job asks of its trainers, and the run.
+async fn prepare(node: &Node) -> Result<(Plan, Location)> {
     let program =
         std::env::current_exe().map_err(|source| Error::Io { path: "the running program".into(), source })?;
     let channel = session::connect(&node.coordinator, &node.access).await?;
@@ -78,25 +92,53 @@ pub async fn run(node: Node) -> Result<u8> {
     args.extend(["--grace".into(), cluster.coordinator_grace.duration().as_secs_f64().to_string()]);
     args.extend(node.extra.iter().cloned());
     let plan = Plan { program, args, restarts: cluster.restarts, pause: Duration::from_secs(1) };
-    let run = Location::parse(&job.run_url)?;
-    keep(plan, &node.devices, move |report| {
-        tell(node.coordinator.clone(), node.access.clone(), run.clone(), report)
-    })
-    .await
+    Ok((plan, Location::parse(&job.run_url)?))
+}
+
+/// What this program is told.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    user: Signal,
+}
+
+impl Signals {
+    fn catch() -> Result<Self> {
+        let caught = |kind, name: &str| {
+            signal(kind).map_err(|source| Error::Io { path: format!("the signal {name}"), source })
+        };
+        Ok(Self {
+            terminate: caught(SignalKind::terminate(), "SIGTERM")?,
+            interrupt: caught(SignalKind::interrupt(), "SIGINT")?,
+            user: caught(SignalKind::user_defined1(), "SIGUSR1")?,
+        })
+    }
+
+    /// Trainers are a group of their own: a terminal's Ctrl-C reaches this program alone.
+    async fn stop(&mut self) -> rustix::process::Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+        rustix::process::Signal::TERM
+    }
+
+    /// What the trainers are to be sent.
+    async fn next(&mut self) -> rustix::process::Signal {
+        tokio::select! {
+            _ = self.terminate.recv() => rustix::process::Signal::TERM,
+            _ = self.interrupt.recv() => rustix::process::Signal::TERM,
+            _ = self.user.recv() => rustix::process::Signal::USR1,
+        }
+    }
 }
 
 /// Keeps a trainer on each device; `tell` is given each end that was not a good one.
-async fn keep<F, T>(plan: Plan, devices: &[Device], tell: T) -> Result<u8>
+async fn keep<F, T>(plan: Plan, devices: &[Device], mut signals: Signals, tell: T) -> Result<u8>
 where
     T: Fn(v1::ExitReport) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
-    let caught = |kind, name: &str| {
-        signal(kind).map_err(|source| Error::Io { path: format!("the signal {name}"), source })
-    };
-    let mut terminate = caught(SignalKind::terminate(), "SIGTERM")?;
-    let mut interrupt = caught(SignalKind::interrupt(), "SIGINT")?;
-    let mut user = caught(SignalKind::user_defined1(), "SIGUSR1")?;
     let (pass_on, _) = broadcast::channel(16);
     let (plan, mut trainers) = (Arc::new(plan), JoinSet::new());
     for device in devices {
@@ -105,10 +147,7 @@ where
     let mut code = 0u8;
     loop {
         let signal = tokio::select! {
-            _ = terminate.recv() => rustix::process::Signal::TERM,
-            // Trainers are a group of their own: a terminal's Ctrl-C reaches this program alone.
-            _ = interrupt.recv() => rustix::process::Signal::TERM,
-            _ = user.recv() => rustix::process::Signal::USR1,
+            signal = signals.next() => signal,
             ended = trainers.join_next() => match ended {
                 None => return Ok(code),
                 Some(Ok(of_one)) => { code = code.max(of_one); continue }
@@ -127,7 +166,8 @@ async fn keep_one<F: Future<Output = ()> + Send + 'static>(
     mut signals: broadcast::Receiver<rustix::process::Signal>,
     tell: impl Fn(v1::ExitReport) -> F,
 ) -> u8 {
-    let (mut stopping, mut in_a_row) = (false, 0);
+    // How often it was told to stop, and how often its trainers ended without a step in between.
+    let (mut stops, mut in_a_row) = (0, 0);
     loop {
         let kills = exit::memory_kills();
         let mut trainer = match Trainer::start(&plan, device) {
@@ -142,7 +182,7 @@ async fn keep_one<F: Future<Output = ()> + Send + 'static>(
             tokio::select! {
                 status = trainer.child.wait() => break status,
                 Ok(signal) = signals.recv() => {
-                    stopping |= signal == rustix::process::Signal::TERM;
+                    stops += u32::from(signal == rustix::process::Signal::TERM);
                     trainer.send(signal);
                 }
             }
@@ -155,17 +195,17 @@ async fn keep_one<F: Future<Output = ()> + Send + 'static>(
                 return 1;
             }
         };
-        // Told to stop before it could ask to be let go.
-        let told = stopping && cut_off(status);
+        // Told to stop before it could ask to be let go; told twice, it has left nothing in order.
+        let told = stops == 1 && cut_off(status);
         if status.success() || told {
             return 0;
         }
         in_a_row = if said.stepped { 1 } else { in_a_row + 1 };
         let hopeless = matches!(status.code(), Some(code) if code == 2 || code == i32::from(FINAL));
-        let restarts = !stopping && !hopeless && in_a_row <= plan.restarts;
+        let restarts = stops == 0 && !hopeless && in_a_row <= plan.restarts;
         let cause = match status.code() {
             Some(code) if code == i32::from(AGAIN) => "it was let go to be replaced".into(),
-            _ => exit::cause(status, exit::memory_kills() > kills),
+            _ => exit::cause(status, pid, exit::memory_kills() > kills),
         };
         let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let report = v1::ExitReport {
@@ -337,7 +377,7 @@ mod tests {
                 std::future::ready(())
             }
         };
-        let code = keep(plan, &[Device::Cpu(0)], tell).await.unwrap();
+        let code = keep(plan, &[Device::Cpu(0)], Signals::catch().unwrap(), tell).await.unwrap();
         let starts = std::fs::read_to_string(starts).unwrap().lines().count();
         let told = told.lock().unwrap().clone();
         (code, starts, told)
@@ -374,5 +414,14 @@ mod tests {
             let (got, starts, _) = keep_shell(dir.path(), &format!("exit {status}"), 9).await;
             assert_eq!((got, starts), (code, 1), "exit status {status}");
         }
+    }
+
+    #[tokio::test]
+    async fn one_that_was_let_go_to_be_replaced_is_started_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = format!("[ $(wc -l < {}/starts) -ge 2 ] && exit 0; exit {AGAIN}", dir.path().display());
+        let (code, starts, told) = keep_shell(dir.path(), &script, 1).await;
+        assert_eq!((code, starts, told.len()), (0, 2, 1));
+        assert!(told[0].restarts && told[0].cause.contains("replaced"), "{told:?}");
     }
 }

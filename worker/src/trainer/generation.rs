@@ -367,7 +367,7 @@ fn agree(job: &Job, session: &Session, kept: &mut Kept, at: &Assignment, group: 
         });
     }
     // Until all of it is here there is none.
-    (kept.broke, kept.begun, kept.saved) = (false, false, None);
+    (kept.broke, kept.begun, kept.saved, kept.skipped) = (false, false, None, 0);
     (kept.position, kept.owed, kept.generation) = restore(job, session, at, group, &mut kept.state)?;
     kept.begun = true;
     Ok(())

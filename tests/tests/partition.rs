@@ -25,7 +25,13 @@ impl Running {
     /// After some steps. `None`: there can be no network here.
     fn start(overrides: &[&str]) -> Option<Self> {
         let net = Net::new(3)?;
-        let common = ["train.epochs=2000", "train.max_steps=16000", "cluster.workers=2"];
+        let common = [
+            "train.epochs=2000",
+            "train.max_steps=16000",
+            "cluster.workers=2",
+            // A trainer may be given up again before its first step.
+            "cluster.restarts=1000",
+        ];
         let cluster = Cluster::new(SWIN, &[&common, overrides].concat()).on_network(net);
         let (mut coordinator, address) = cluster.coordinator("cut", 0, &[]);
         let workers = [1, 2].map(|host| cluster.worker(host, &address));

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -74,9 +75,12 @@ def measure(setting, folder, repeats, environment, s3=None):
     ours += ["--epochs", 1] if s3 else ["--epochs", 6 if jpeg else 30, "--seconds", 8]
     theirs = ["--s3", f"{s3}/{kind}", "--cold"] if s3 else ["--epochs", 3 if jpeg else 6]
     place = f"{s3}/{kind}" if s3 else folder / kind
-    chosen, runs = {}, {"marey": []}
+    # From S3 also in groups: the peers shuffle inside files and windows too.
+    shuffles = {"marey": [], "marey grouped": ["--grouped", "64 MiB"]} if s3 else {"marey": []}
+    chosen, runs = {}, {name: [] for name in shuffles}
     for turn in range(repeats):
-        runs["marey"].append(note("marey", marey(place, batch + ours, environment)))
+        for name, shuffle in shuffles.items():
+            runs[name].append(note(name, marey(place, batch + ours + shuffle, environment)))
         for name in ON_S3 if s3 else PEERS:
             tried = [chosen[name]] if name in chosen else list(variants(name))
             results = [(note(name, peer(name, folder / kind, batch + theirs + v, environment), v), v) for v in tried]
@@ -154,6 +158,8 @@ def say(fault, name, result):
 
 
 def main():
+    # So that the servers end with it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--settings", nargs="+", default=["raw", "jpeg", "s3", "s3-20ms"])

@@ -75,6 +75,15 @@ def status(url, method):
         return 0
 
 
+def readable(client, key):
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        return bool(client.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    except (BotoCoreError, ClientError):
+        return False
+
+
 def wait(ready, what):
     deadline = time.monotonic() + 60
     while not ready():
@@ -92,6 +101,8 @@ def upload(endpoint, folder):
     client = boto3.client("s3", endpoint_url=endpoint, config=Config(max_pool_connections=8))
     done = folder / "uploaded"
     if done.exists():
+        # A server that starts answers before it has found its volumes.
+        wait(lambda: readable(client, "raw/marey/dataset.json"), "reading from the S3 server")
         return
     files = [f for kind in ("raw", "jpeg") for f in (folder / kind).rglob("*") if f.is_file()]
     put = lambda f: client.upload_file(str(f), BUCKET, str(f.relative_to(folder)))

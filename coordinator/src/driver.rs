@@ -266,7 +266,7 @@ async fn record(journal: Arc<Mutex<Journal>>, loopback: mpsc::Sender<Input>, mem
                 let _ = loopback.send(Input::Event(event)).await;
                 return;
             }
-            Err(Error::Storage(e)) if !e.is_usage() => {
+            Err(Error::Storage(e)) if e.is_passing() => {
                 tracing::warn!("failed to {e}; trying again in {} s", pause.as_secs());
                 tokio::time::sleep(pause).await;
                 pause = (2 * pause).min(LONGEST_PAUSE);

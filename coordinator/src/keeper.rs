@@ -108,7 +108,7 @@ impl Keeper {
         let done = loop {
             let done = commit(&self.run, &self.journal, &mut whole).await;
             let (e, pause) = match (done, pauses.next()) {
-                (Err(Error::Storage(e)), Some(pause)) if !e.is_usage() => (e, pause),
+                (Err(Error::Storage(e)), Some(pause)) if e.is_passing() => (e, pause),
                 (done, _) => break done,
             };
             tracing::warn!("failed to {e}; trying again in {pause} s");

@@ -5,7 +5,10 @@ use crate::augment::{Augment, ColorJitter, Erasing, RandAugment};
 use crate::format::{ClipIndex, Dataset, Manifest};
 use crate::plan::{Groups, Order, PlanSpec, Shape, Stage};
 use crate::sampling::{ClipSpec, Scale, View};
+use crate::stream::StreamOptions;
 use configs::{Config, Shuffle};
+use storage::RequestPolicy;
+use tokio::runtime::Handle;
 
 /// The order of the training clips `clips`, each shown once an epoch.
 pub fn plan_spec(config: &Config, dataset: &Dataset, clips: &[ClipIndex]) -> PlanSpec {
@@ -86,4 +89,28 @@ pub fn train_view(config: &Config, augment: Augment) -> View {
         configs::Scale::Resized { area, aspect } => Scale::Resized { area, aspect },
     };
     View::Train { crop: a.crop, scale, flip: a.flip, seed: config.seed, repeats: a.repeats, augment }
+}
+
+/// How the job's streams work, with `threads` decode threads (0: one a core) and no cache.
+pub fn stream_options(config: &Config, runtime: Handle, threads: usize) -> StreamOptions {
+    let data = &config.data;
+    StreamOptions {
+        requests: request_policy(&data.requests),
+        on_damage: data.on_damage,
+        ..StreamOptions::new(runtime, threads, data.prefetch.0)
+    }
+}
+
+/// How the job asks the dataset's store.
+pub fn request_policy(requests: &configs::Requests) -> RequestPolicy {
+    RequestPolicy {
+        at_once: requests.at_once,
+        connect: requests.connect.duration(),
+        first_byte: requests.first_byte.duration(),
+        whole: requests.whole.duration(),
+        retries: requests.retries,
+        backoff: requests.backoff.map(configs::Seconds::duration),
+        hedge_after: requests.hedge_after,
+        hedge_share: requests.hedge_share,
+    }
 }

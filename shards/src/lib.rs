@@ -3,7 +3,7 @@
 //! Read in the order in which data flows:
 //!
 //! 1. [`format`]: what a dataset is made of: manifest, index, runs of frames;
-//! 2. [`plan`]: which clips make up each global batch, purely;
+//! 2. [`plan`]: which clips make up each global batch, purely; [`trainset`]: a job's own;
 //! 3. [`sampling`] and [`augment`]: which frames, crop, flip and changes of its pixels a sample gets, purely;
 //! 4. [`reader`]: the needed runs by ranged GET or from the [`cache`], verified;
 //! 5. [`decode`]: runs to augmented pixels in the batch buffer;
@@ -21,6 +21,7 @@ pub mod format;
 pub mod ingest;
 pub mod inspect;
 pub mod job;
+mod jpeg;
 pub mod ledger;
 pub mod plan;
 pub mod publish;
@@ -32,6 +33,7 @@ pub mod stream;
 #[cfg(test)]
 mod testing;
 pub mod tools;
+pub mod trainset;
 pub mod verify;
 pub mod writer;
 

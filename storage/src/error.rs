@@ -53,7 +53,7 @@ impl Error {
         matches!(self, Error::NotFound { .. })
     }
 
-    /// True where the same request may go well later, or from another host.
+    /// True where the same request may go well later, or from another host: what a running job waits for.
     pub fn is_passing(&self) -> bool {
         use Error::{Io, Late, Store, Unreachable};
         matches!(self, Unreachable { .. } | Late { .. } | Store { .. } | Io { .. })

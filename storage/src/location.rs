@@ -4,13 +4,23 @@ use crate::{Error, Reads, RequestPolicy, Result};
 use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::{
-    ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig, WriteMultipart,
+    BackoffConfig, ClientOptions, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, RetryConfig,
+    WriteMultipart,
     aws::{AmazonS3Builder, AmazonS3ConfigKey},
     local::LocalFileSystem,
     path::Path,
 };
 use sha2::{Digest, Sha256};
 use std::{ops::Range, path::PathBuf, sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+/// Pauses before a put-if-absent that met a conflict, but no object, is tried again.
+const CONFLICTS: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(800),
+    Duration::from_millis(3200),
+];
 
 /// A prefix in a store. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -194,7 +204,7 @@ impl Location {
     }
 
     /// Writes an object only if none is there: the house's one commit primitive. A lost reply
-    /// looks like `Exists`: the caller compares what is there with its own.
+    /// looks like `Exists`: the caller compares what is there with its own. `Exists`: something is there.
     pub async fn put_if_absent(&self, key: &str, bytes: impl Into<PutPayload>) -> Result<PutOutcome> {
         if self.single_writer {
             return match self.head(key).await {
@@ -203,11 +213,24 @@ impl Location {
                 Err(e) => Err(e),
             };
         }
-        let options = PutOptions { mode: PutMode::Create, ..Default::default() };
-        match self.store.put_opts(&self.key(key), bytes.into(), options).await {
-            Ok(_) => Ok(PutOutcome::Created),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(PutOutcome::Exists),
-            Err(e) => Err(self.error(key, e)),
+        let bytes = bytes.into();
+        let mut pauses = CONFLICTS.iter();
+        loop {
+            let options = PutOptions { mode: PutMode::Create, ..Default::default() };
+            match self.store.put_opts(&self.key(key), bytes.clone(), options).await {
+                Ok(_) => return Ok(PutOutcome::Created),
+                Err(e @ object_store::Error::AlreadyExists { .. }) => {
+                    // S3 says "conflict" (409) also where it was busy with another request for the key, and
+                    // object_store tells the two apart no more.
+                    match (self.head(key).await, pauses.next()) {
+                        (Ok(_), _) => return Ok(PutOutcome::Exists),
+                        (Err(gone), Some(pause)) if gone.is_not_found() => sleep(*pause).await,
+                        (Err(gone), None) if gone.is_not_found() => return Err(self.error(key, e)),
+                        (Err(e), _) => return Err(e),
+                    }
+                }
+                Err(e) => return Err(self.error(key, e)),
+            }
         }
     }
 
@@ -350,7 +373,12 @@ fn bucket(url: &str) -> Option<&str> {
     url.get(..scheme.len() + 3 + rest.find('/').unwrap_or(rest.len()))
 }
 
-/// Patient enough for a server that restarts, short enough that a wrong endpoint is told within seconds.
+/// Patient enough for a server that restarts or throttles, short enough that a wrong endpoint is told within some ten seconds.
 fn retry() -> RetryConfig {
-    RetryConfig { max_retries: 6, retry_timeout: Duration::from_secs(60), ..Default::default() }
+    let backoff = BackoffConfig {
+        init_backoff: Duration::from_millis(200),
+        max_backoff: Duration::from_secs(10),
+        base: 3.0,
+    };
+    RetryConfig { backoff, max_retries: 8, retry_timeout: Duration::from_secs(60) }
 }

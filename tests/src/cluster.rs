@@ -2,6 +2,7 @@
 //! of a network that can be cut; its run in a folder, or on an S3 server behind the fault proxy.
 
 use crate::{
+    access::Credentials,
     job::{self, Job},
     ledger::Ledger,
     netns::Net,
@@ -25,6 +26,7 @@ pub struct Cluster {
     overrides: Vec<String>,
     net: Option<Net>,
     store: Option<Store>,
+    credentials: Option<Credentials>,
 }
 
 /// An S3 server, and what stands before it.
@@ -46,7 +48,7 @@ impl Cluster {
             "cluster.gather=60s",
         ];
         let overrides = common.iter().chain(overrides).map(|s| s.to_string()).collect();
-        Self { fixture, config, overrides, net: None, store: None }
+        Self { fixture, config, overrides, net: None, store: None, credentials: None }
     }
 
     /// The same on a network.
@@ -59,6 +61,12 @@ impl Cluster {
         let server = Server::start(&self.fixture.run("s3"), "marey").expect("an S3 server");
         let proxy = Proxy::start(&server.endpoint(), 1, vec![]).expect("a proxy");
         Self { store: Some(Store { proxy, server }), ..self }
+    }
+
+    /// The same with a token and certificates, which every program must show.
+    pub fn guarded(self) -> Self {
+        let credentials = Credentials::write(&self.fixture.run("credentials"));
+        Self { credentials: Some(credentials), ..self }
     }
 
     /// The network.
@@ -111,12 +119,19 @@ impl Cluster {
         if self.net.is_some() {
             command.arg("--insecure");
         }
+        if let Some(credentials) = &self.credentials {
+            command.envs(credentials.env("coordinator"));
+        }
         command
     }
 
     /// Starts a worker with one trainer on a host.
     pub fn worker(&self, host: u8, address: &str) -> Job {
-        self.start(host, job::worker(address))
+        let mut command = job::worker(address);
+        if let Some(credentials) = &self.credentials {
+            command.envs(credentials.env("worker"));
+        }
+        self.start(host, command)
     }
 
     /// Starts a prepared command on a host, which matters only where there is a network.
@@ -138,6 +153,9 @@ impl Cluster {
             format!("cluster.workers={workers}"),
             format!("cluster.min_workers={workers}"),
             format!("train.max_steps={steps}"),
+            // However busy the machine is.
+            "cluster.beat_timeout=300s".into(),
+            "cluster.collective_timeout=300s".into(),
         ];
         let all: Vec<&str> = self.overrides.iter().chain(&more).map(String::as_str).collect();
         let (coordinator, address) = Job::coordinator(&self.config, &run, "127.0.0.1:0", &all);

@@ -6,15 +6,18 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader, Read},
-    path::Path,
+    fs::OpenOptions,
+    io::{BufRead, BufReader, Read, Write},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     time::Duration,
 };
 
-/// No line of a job is awaited longer than this.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// No line of a job is awaited longer than this, nor its end once it says nothing more.
+const PATIENCE: Duration = Duration::from_secs(100);
+/// A folder for what each process says, line by line as it comes: for whoever looks into a failed test.
+const LOGS: &str = "MAREY_TEST_LOGS";
 
 /// `marey train ...` and all the processes that it starts.
 pub struct Job {
@@ -41,8 +44,9 @@ impl Job {
             .spawn()
             .expect("marey starts");
         let (to, lines) = channel();
-        send_lines(child.stdout.take().expect("a pipe"), to.clone());
-        send_lines(child.stderr.take().expect("a pipe"), to);
+        let log = std::env::var_os(LOGS).map(|folder| Path::new(&folder).join(format!("{}.log", child.id())));
+        send_lines(child.stdout.take().expect("a pipe"), to.clone(), log.clone());
+        send_lines(child.stderr.take().expect("a pipe"), to, log);
         Self { child, lines, seen: vec![] }
     }
 
@@ -76,13 +80,23 @@ impl Job {
 
     /// Reads lines until one holds all of `words`; returns it.
     pub fn wait_line(&mut self, words: &[&str]) -> String {
+        self.wait_any(&[words])
+    }
+
+    /// Reads a coordinator's lines until one tells of another step.
+    pub fn wait_step(&mut self) -> String {
+        self.wait_line(&["step ", " of ", ": loss "])
+    }
+
+    /// Reads lines until one holds all words of one of these lists; returns it.
+    pub fn wait_any(&mut self, lists: &[&[&str]]) -> String {
         loop {
             let line = self
                 .lines
                 .recv_timeout(PATIENCE)
-                .unwrap_or_else(|e| panic!("no line with {words:?} ({e}):\n{}", self.seen.join("\n")));
+                .unwrap_or_else(|e| panic!("no line with {lists:?} ({e}):\n{}", self.seen.join("\n")));
             self.seen.push(line.clone());
-            if words.iter().all(|w| line.contains(w)) {
+            if lists.iter().any(|words| words.iter().all(|w| line.contains(w))) {
                 return line;
             }
         }
@@ -143,10 +157,15 @@ impl Job {
 
     fn end(&mut self) -> Option<i32> {
         // The pipe closes when the last process of the job is gone.
-        while let Ok(line) = self.lines.recv_timeout(PATIENCE) {
-            self.seen.push(line);
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok(line) => self.seen.push(line),
+                Err(RecvTimeoutError::Disconnected) => return self.child.wait().expect("it ends").code(),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("it neither ends nor says anything:\n{}", self.seen.join("\n"))
+                }
+            }
         }
-        self.child.wait().expect("it ends").code()
     }
 }
 
@@ -159,9 +178,13 @@ impl Drop for Job {
     }
 }
 
-fn send_lines(from: impl Read + Send + 'static, to: Sender<String>) {
+fn send_lines(from: impl Read + Send + 'static, to: Sender<String>, log: Option<PathBuf>) {
+    let mut log = log.map(|log| OpenOptions::new().create(true).append(true).open(log).expect("a file"));
     std::thread::spawn(move || {
         for line in BufReader::new(from).lines().map_while(Result::ok) {
+            if let Some(log) = &mut log {
+                log.write_all(format!("{line}\n").as_bytes()).expect("written");
+            }
             if to.send(line).is_err() {
                 return;
             }

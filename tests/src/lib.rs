@@ -2,6 +2,7 @@
 //!
 //! `make test` builds the programs first; a test that finds none says so.
 
+pub mod access;
 pub mod cluster;
 pub mod data;
 pub mod job;

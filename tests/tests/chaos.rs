@@ -57,7 +57,7 @@ fn all_are_killed_and_started_again() {
     ledger.equals(&straight);
 }
 
-/// Shorter than the time-outs: nobody is lost, and nothing is computed again.
+/// Trainer, supervisor and coordinator, shorter than the time-outs: nobody is lost, and nothing is computed again.
 #[test]
 fn short_freezes_pass_unnoticed() {
     let cluster = limited(SWIN, &["cluster.workers=2", "cluster.min_workers=2", "cluster.beat_timeout=30s"]);
@@ -67,12 +67,14 @@ fn short_freezes_pass_unnoticed() {
     coordinator.wait_line(&["step 11 of"]);
     for (freeze, thaw) in [(Signal::STOP, Signal::CONT); 2] {
         job::signal(trainer(&workers[1]), freeze);
+        workers[0].signal(freeze);
         coordinator.signal(freeze);
         // The length of the freeze: nothing is awaited.
         sleep(Duration::from_secs(2));
         coordinator.signal(thaw);
+        workers[0].signal(thaw);
         job::signal(trainer(&workers[1]), thaw);
-        coordinator.wait_line(&["step ", " of "]);
+        coordinator.wait_step();
     }
     coordinator.finish();
     let ledger = cluster.ledger("frozen", &finish(workers));
@@ -92,10 +94,10 @@ fn a_frozen_trainer_is_given_up_and_comes_back() {
     let lost = coordinator.wait_line(&["lost worker"]);
     assert!(lost.contains(&victim.to_string()), "{lost}");
     coordinator.wait_line(&["generation 2: 1 worker"]);
-    coordinator.wait_line(&["step ", " of "]);
+    coordinator.wait_step();
     job::signal(victim, Signal::CONT);
     coordinator.wait_line(&["generation 3: 2 worker"]);
-    coordinator.wait_line(&["step ", " of "]);
+    coordinator.wait_step();
     coordinator.signal(Signal::TERM);
     coordinator.finish();
     let ledger = cluster.ledger("frozen", &finish(workers));
@@ -120,10 +122,10 @@ fn four_workers_become_two_and_then_three() {
         said.push(words);
     }
     coordinator.wait_line(&[": 2 worker"]);
-    coordinator.wait_line(&["step ", " of "]);
+    coordinator.wait_step();
     workers.push(cluster.worker(0, &address));
     coordinator.wait_line(&[": 3 worker"]);
-    coordinator.wait_line(&["step ", " of "]);
+    coordinator.wait_step();
     coordinator.signal(Signal::TERM);
     coordinator.finish();
     said.extend(finish(workers));
@@ -146,11 +148,11 @@ fn a_superseded_coordinator_wakes_up_and_stops() {
     command.arg("--take-over");
     let mut second = cluster.start(0, command);
     second.listening();
-    second.wait_line(&["step ", " of "]);
+    second.wait_step();
     first.signal(Signal::CONT);
     let (code, said) = first.finish_any();
     assert_eq!(code, Some(1), "{said}");
-    second.wait_line(&["step ", " of "]);
+    second.wait_step();
     second.signal(Signal::TERM);
     second.finish();
     let ledger = cluster.ledger("superseded", &finish(workers));
@@ -158,30 +160,63 @@ fn a_superseded_coordinator_wakes_up_and_stops() {
     ledger.equals(&cluster.straight(2, ledger.steps()));
 }
 
-/// Refused, stalled, reset and answered into the void: at shards, manifests and the journal.
+/// Two coordinators that are both well: the second one is refused, and then told to take over; who leads, and whom the
+/// workers follow, is settled by journal, token and certificates alone.
+#[test]
+fn a_take_over_among_those_who_show_token_and_certificate() {
+    let cluster = endless(SWIN, &["cluster.workers=2", "cluster.min_workers=2"]).guarded();
+    let (mut first, address) = cluster.coordinator("taken", 0, &[]);
+    let workers: Vec<Job> = (0..2).map(|_| cluster.worker(0, &address)).collect();
+    first.wait_line(&["step 11 of"]);
+    let (code, said) = cluster.start(0, cluster.coordinator_command("taken", 0, &[])).finish_any();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains(&address) && said.contains("--take-over"), "{said}");
+    let mut command = cluster.coordinator_command("taken", 0, &[]);
+    command.arg("--take-over");
+    let mut second = cluster.start(0, command);
+    second.listening();
+    let (code, said) = first.finish_any();
+    assert_eq!(code, Some(1), "{said}");
+    second.wait_line(&["goes on under this coordinator"]);
+    second.wait_step();
+    second.signal(Signal::TERM);
+    second.finish();
+    let ledger = cluster.ledger("taken", &finish(workers));
+    assert_eq!(ledger.worlds(), [2], "the generation went on");
+    ledger.equals(&cluster.straight(2, ledger.steps()));
+}
+
+/// Refused, delayed, reset and answered into the void: while shards, manifests and the journal are written, read back
+/// and deleted.
 #[test]
 fn a_store_that_fails_at_every_point_of_a_commit() {
     let cluster = limited(
         SLOWFAST,
-        &["cluster.workers=2", "cluster.min_workers=2", "checkpoint.every_steps=8", "checkpoint.keep=100"],
+        &["cluster.workers=2", "cluster.min_workers=2", "checkpoint.every_steps=8", "checkpoint.keep=2"],
     )
     .on_s3();
     let straight = cluster.straight(2, STEPS);
     cluster.store_faults(&[
+        // A conflict with itself: a retry that meets the first attempt.
+        ("put *manifest.json 0.3 answer 409", Some(2)),
         ("put *manifest.json 0.5 lose", None),
         ("put *manifest.json 0.5 answer 503", None),
+        ("get,head *manifest.json 0.2 answer 503", None),
+        ("get,head *manifest.json 0.2 cut", None),
         ("put *journal* 0.7 lose", Some(3)),
         ("put *journal* 0.7 answer 500", Some(3)),
         ("put *.safetensors 0.2 lose", None),
         ("put,post *.safetensors 0.3 answer 503", None),
         ("put *.safetensors 0.2 reset", None),
+        ("head *.safetensors 0.2 answer 503", None),
+        ("delete,post * 0.2 answer 500", None),
         ("* *checkpoints* 0.1 delay 300ms", None),
     ]);
     let (mut coordinator, address) = cluster.coordinator("faulty", 0, &[]);
     let workers: Vec<Job> = (0..2).map(|_| cluster.worker(0, &address)).collect();
     coordinator.wait_line(&["checkpoint of step 24"]);
     let faults = cluster.faults();
-    for fault in ["lose", "answer", "reset"] {
+    for fault in ["lose", "answer", "reset", "delay"] {
         assert!(faults.get(fault).is_some_and(|n| *n > 0), "{faults:?}");
     }
     let victim = trainer(&workers[0]);

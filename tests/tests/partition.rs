@@ -1,5 +1,8 @@
 //! Coordinator and workers on a network of their own that is cut here and there: from the coordinator but not from
-//! peers, from peers but not from the coordinator, in one direction only, all of it.
+//! peers, from peers but not from the coordinator, in one direction only, all of it; and healed again.
+//!
+//! On a busy machine a worker may also be missed without a cut, so that there can be more generations than cuts: what
+//! counts is the ledger. Where nothing may happen, the time-outs are longer than any test.
 
 use rustix::process::Signal;
 use tests::{
@@ -9,15 +12,13 @@ use tests::{
     small::SWIN,
 };
 
-/// Hosts of the workers.
-const A: u8 = 1;
-const B: u8 = 2;
-
-/// A job of two workers on hosts of their own, which needs one; it runs until it is told to stop.
+/// A job of two workers on hosts of their own; it runs until it is told to stop.
 struct Running {
     cluster: Cluster,
     coordinator: Job,
     workers: Vec<Job>,
+    /// The hosts of ranks 0 and 1, as they were at first.
+    hosts: [u8; 2],
 }
 
 impl Running {
@@ -28,116 +29,109 @@ impl Running {
             "train.epochs=2000",
             "train.max_steps=16000",
             "cluster.workers=2",
-            "cluster.collective_timeout=5s",
-            "cluster.step_timeout=20s",
+            // A trainer may be given up again before its first step.
+            "cluster.restarts=1000",
         ];
         let cluster = Cluster::new(SWIN, &[&common, overrides].concat()).on_network(net);
         let (mut coordinator, address) = cluster.coordinator("cut", 0, &[]);
-        let workers = [A, B].map(|host| cluster.worker(host, &address)).into();
+        let workers = [1, 2].map(|host| cluster.worker(host, &address));
+        let members = coordinator.wait_line(&["generation 1: 2 worker"]);
+        let first = members.split("worker(s): ").nth(1).and_then(|names| names.split(", ").next());
+        let first = first.expect("a name").to_string();
+        let is_first = |worker: &Job| {
+            let trainer = worker.find_process(&["marey-worker trainer"]).expect("a trainer");
+            first.contains(&format!("-{trainer}-"))
+        };
+        let hosts = if is_first(&workers[0]) { [1, 2] } else { [2, 1] };
         coordinator.wait_line(&["step 11 of"]);
-        Some(Self { cluster, coordinator, workers })
+        Some(Self { cluster, coordinator, workers: workers.into(), hosts })
     }
 
     fn net(&self) -> &Net {
         self.cluster.net()
     }
 
-    /// The job goes on without one of the two, and once all is healed with both again; then it is told to stop.
-    /// Returns the world sizes.
-    fn goes_on_with_one_then_both(mut self) -> Vec<usize> {
+    /// The job goes on without the one that was cut off, and once all is healed with both again.
+    fn goes_on_with_one_then_both(&mut self) {
         self.coordinator.wait_line(&["lost worker"]);
         self.coordinator.wait_line(&[": 1 worker"]);
-        self.coordinator.wait_line(&["step ", " of "]);
+        self.coordinator.wait_step();
         self.net().heal();
-        self.net().plug(B, true);
+        self.hosts.iter().for_each(|host| self.net().plug(*host, true));
         self.coordinator.wait_line(&[": 2 worker"]);
-        self.stop()
+        self.coordinator.wait_step();
     }
 
-    /// After one more step. The ledger must be that of an undisturbed run.
-    fn stop(mut self) -> Vec<usize> {
-        self.coordinator.wait_line(&["step ", " of "]);
+    /// The collective fails at both ends, and they try again until the network is whole.
+    fn breaks_off_and_goes_on(&mut self) {
+        self.coordinator.wait_any(&[&["generation ", " is over"], &["lost worker"]]);
+        self.net().heal();
+        self.coordinator.wait_line(&[": 2 worker"]);
+        self.coordinator.wait_step();
+    }
+
+    /// Told to stop. The ledger must be that of an undisturbed run, to the last bit where the number of workers was
+    /// always two. Returns the world sizes.
+    fn stop(self) -> Vec<usize> {
         self.coordinator.signal(Signal::TERM);
         self.coordinator.finish();
         let said: Vec<String> = self.workers.into_iter().map(Job::finish).collect();
         let ledger = self.cluster.ledger("cut", &said);
-        let straight = self.cluster.straight(if ledger.worlds() == [2] { 2 } else { 1 }, ledger.steps());
-        if ledger.worlds() == [2] {
-            ledger.equals(&straight)
-        } else {
-            ledger.follows(&straight)
+        match ledger.worlds().iter().all(|world| *world == 2) {
+            true => ledger.equals(&self.cluster.straight(2, ledger.steps())),
+            false => ledger.follows(&self.cluster.straight(1, ledger.steps())),
         }
         ledger.worlds().to_vec()
     }
 }
 
+/// Both ways; what it says is lost; what it is told is lost; its cable is out.
 #[test]
-#[ignore = "not reliable yet; see benches/README.md"]
-fn cut_from_the_coordinator_but_not_from_peers() {
-    let Some(job) = Running::start(&[]) else { return };
-    job.net().cut(B, COORDINATOR);
-    assert_eq!(job.goes_on_with_one_then_both(), [2, 1, 2]);
-}
-
-/// The collective fails at both ends; neither is to blame, and they try again until the network is whole.
-#[test]
-#[ignore = "not reliable yet; see benches/README.md"]
-fn cut_from_peers_but_not_from_the_coordinator() {
-    let Some(mut job) = Running::start(&["cluster.min_workers=2"]) else { return };
-    job.net().cut(A, B);
-    job.coordinator.wait_line(&["generation 1 is over"]);
-    job.net().heal();
-    job.coordinator.wait_line(&["generation ", ": 2 worker"]);
+fn a_worker_is_cut_from_the_coordinator_in_every_way() {
+    let Some(mut job) = Running::start(&["cluster.collective_timeout=30s"]) else { return };
+    let [first, second] = job.hosts;
+    job.net().cut(second, COORDINATOR);
+    job.goes_on_with_one_then_both();
+    job.net().drop_packets(second, COORDINATOR);
+    job.goes_on_with_one_then_both();
+    job.net().drop_packets(COORDINATOR, second);
+    job.goes_on_with_one_then_both();
+    job.net().plug(second, false);
+    job.goes_on_with_one_then_both();
+    // The one that reports what was done.
+    job.net().drop_packets(first, COORDINATOR);
+    job.goes_on_with_one_then_both();
     let worlds = job.stop();
-    assert!(worlds.len() >= 2 && worlds.iter().all(|w| *w == 2), "{worlds:?}");
+    assert!(worlds.starts_with(&[2, 1]) && worlds.ends_with(&[1, 2]), "{worlds:?}");
+    assert!(worlds.iter().filter(|w| **w == 1).count() >= 5, "{worlds:?}");
 }
 
+/// Both ways, and in one direction.
 #[test]
-#[ignore = "not reliable yet; see benches/README.md"]
-fn what_a_worker_says_is_lost() {
-    let Some(job) = Running::start(&[]) else { return };
-    job.net().drop_packets(B, COORDINATOR);
-    assert_eq!(job.goes_on_with_one_then_both(), [2, 1, 2]);
-}
-
-#[test]
-#[ignore = "half a minute; see benches/README.md"]
-fn what_the_coordinator_says_is_lost() {
-    let Some(job) = Running::start(&[]) else { return };
-    job.net().drop_packets(COORDINATOR, B);
-    assert_eq!(job.goes_on_with_one_then_both(), [2, 1, 2]);
-}
-
-#[test]
-#[ignore = "half a minute; see benches/README.md"]
-fn what_one_peer_says_to_the_other_is_lost() {
-    let Some(mut job) = Running::start(&["cluster.min_workers=2"]) else { return };
-    job.net().drop_packets(A, B);
-    job.coordinator.wait_line(&["generation 1 is over"]);
-    job.net().heal();
-    job.coordinator.wait_line(&["generation ", ": 2 worker"]);
+fn peers_are_cut_from_each_other_but_not_from_the_coordinator() {
+    let Some(mut job) = Running::start(&["cluster.min_workers=2", "cluster.collective_timeout=5s"]) else {
+        return;
+    };
+    let [first, second] = job.hosts;
+    job.net().cut(first, second);
+    job.breaks_off_and_goes_on();
+    job.net().drop_packets(first, second);
+    job.breaks_off_and_goes_on();
     let worlds = job.stop();
-    assert!(worlds.len() >= 2 && worlds.iter().all(|w| *w == 2), "{worlds:?}");
-}
-
-#[test]
-#[ignore = "half a minute; see benches/README.md"]
-fn a_host_without_its_cable() {
-    let Some(job) = Running::start(&[]) else { return };
-    job.net().plug(B, false);
-    assert_eq!(job.goes_on_with_one_then_both(), [2, 1, 2]);
+    assert!(worlds.len() >= 3 && worlds.iter().all(|w| *w == 2), "{worlds:?}");
 }
 
 /// Everybody is cut from the coordinator for less than its patience: training goes on meanwhile.
 #[test]
-#[ignore = "not reliable yet; see benches/README.md"]
 fn a_short_cut_from_the_coordinator_costs_nothing() {
-    let Some(mut job) = Running::start(&["cluster.beat_timeout=60s"]) else { return };
-    job.net().cut(A, COORDINATOR);
-    job.net().cut(B, COORDINATOR);
+    let patient =
+        ["cluster.beat_timeout=300s", "cluster.collective_timeout=300s", "cluster.step_timeout=600s"];
+    let Some(mut job) = Running::start(&patient) else { return };
+    job.hosts.iter().for_each(|host| job.net().cut(*host, COORDINATOR));
     job.workers[0].wait_line(&["the connection to the coordinator", "broke"]);
     job.workers[0].wait_line(&["step "]);
     job.net().heal();
-    job.workers[0].wait_line(&["the coordinator is at", "again"]);
+    job.workers.iter_mut().for_each(|worker| drop(worker.wait_line(&["the coordinator is at", "again"])));
+    job.coordinator.wait_step();
     assert_eq!(job.stop(), [2]);
 }

@@ -1,17 +1,17 @@
 //! From the job's configuration to this rank's stream of batches.
 
-use crate::{Result, checkpoint::layout::Place, session::Assignment, trainset::TrainSet};
+use crate::{Result, checkpoint::layout::Place, session::Assignment};
 use configs::Config;
 pub use shards::job::{clip_spec, stages};
 use shards::{
     cache::Cache,
     format::Dataset,
-    job::{augment, train_view},
+    job::{augment, stream_options, train_view},
     plan::{Plan, PlanSpec},
-    stream::{EvalPass, OnDamage, Stream, StreamOptions, TestSampling, TrainPass, View},
+    stream::{EvalPass, Stream, StreamOptions, TestSampling, TrainPass, View},
+    trainset::TrainSet,
 };
 use std::sync::Arc;
-use storage::RequestPolicy;
 use tokio::runtime::Handle;
 
 /// Where one rank's clips come from.
@@ -90,31 +90,9 @@ impl Feed<'_> {
     }
 
     fn options(&self) -> StreamOptions {
-        let data = &self.config.data;
-        let threads = if data.threads == 0 { self.threads } else { data.threads };
-        StreamOptions {
-            cache: self.cache.clone(),
-            requests: request_policy(&data.requests),
-            on_damage: match data.on_damage {
-                configs::OnDamage::Stop => OnDamage::Stop,
-                configs::OnDamage::Quarantine => OnDamage::Quarantine,
-            },
-            ..StreamOptions::new(self.runtime.clone(), threads, data.prefetch.0)
-        }
-    }
-}
-
-/// How the job asks the dataset's store.
-pub fn request_policy(requests: &configs::Requests) -> RequestPolicy {
-    RequestPolicy {
-        at_once: requests.at_once,
-        connect: requests.connect.duration(),
-        first_byte: requests.first_byte.duration(),
-        whole: requests.whole.duration(),
-        retries: requests.retries,
-        backoff: requests.backoff.map(configs::Seconds::duration),
-        hedge_after: requests.hedge_after,
-        hedge_share: requests.hedge_share,
+        let threads = if self.config.data.threads == 0 { self.threads } else { self.config.data.threads };
+        let options = stream_options(self.config, self.runtime.clone(), threads);
+        StreamOptions { cache: self.cache.clone(), ..options }
     }
 }
 

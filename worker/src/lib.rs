@@ -27,7 +27,6 @@ pub mod state;
 pub mod store_client;
 pub mod supervise;
 pub mod trainer;
-pub mod trainset;
 pub mod twin;
 pub mod weights;
 

@@ -1,6 +1,11 @@
 //! What happens in a video: the most probable classes, for the whole and for each clip cut from it.
 
-use crate::{Error, Result, metrics::ranked, report, restore::Restored};
+use crate::{
+    Error, Result,
+    metrics::ranked,
+    report,
+    restore::{Judged, Restored},
+};
 use configs::{Test, Views};
 use serde_json::json;
 use shards::format::{ClipIndex, Dataset};
@@ -53,9 +58,13 @@ pub fn command(args: PredictArgs) -> Result<()> {
     }
     let mut scored = vec![];
     let test = Test { views: args.views, ..restored.config.data.test_views() };
-    restored.score(&dataset, clips.clone(), &test, args.batch, false, |clip| {
-        scored.push((clips[clip.place as usize], clip.scores));
-        Ok(())
+    restored.score(&dataset, clips.clone(), &test, args.batch, false, |judged| match judged {
+        Judged::Score(clip) => {
+            scored.push((clips[clip.place as usize], clip.scores));
+            Ok(())
+        }
+        // A video of which a part is missing is no video, whatever the job has to say of its training clips.
+        Judged::Damaged { why, .. } => Err(Error::Evaluation(why)),
     })?;
     let videos = by_source(&dataset, scored);
     if args.json {

@@ -15,13 +15,10 @@ use configs::{Config, Ensemble, LossKind, Precision, Test};
 use models::Model;
 use shards::{
     format::{ClipIndex, Dataset},
-    stream::{EvalPass, Stream, StreamOptions, View},
+    job::stream_options,
+    stream::{EvalPass, Stream, View},
 };
-use std::{
-    collections::{BTreeMap, HashMap},
-    io::IsTerminal,
-    sync::Arc,
-};
+use std::{collections::HashMap, io::IsTerminal, sync::Arc};
 use storage::{Location, sha256_hex};
 use tch::Tensor;
 use tokio::runtime::Runtime;
@@ -60,6 +57,35 @@ pub struct ClipScore {
     pub scores: Vec<f64>,
     /// The views' own scores, where they were asked for.
     pub views: Vec<Vec<f64>>,
+}
+
+/// What became of one clip.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Judged {
+    Score(ClipScore),
+    /// Left out, because its stored bytes are not what was written: its place, and what the reading failed to do.
+    Damaged {
+        place: u32,
+        why: String,
+    },
+}
+
+impl Judged {
+    /// Place among the clips that were asked for.
+    pub fn place(&self) -> u32 {
+        match self {
+            Judged::Score(clip) => clip.place,
+            Judged::Damaged { place, .. } => *place,
+        }
+    }
+
+    /// The views' own scores, where they were asked for and the clip is whole.
+    pub fn views(&self) -> &[Vec<f64>] {
+        match self {
+            Judged::Score(clip) => &clip.views,
+            Judged::Damaged { .. } => &[],
+        }
+    }
 }
 
 /// How a model judges.
@@ -137,9 +163,10 @@ impl Restored {
         Ok(Arc::new(self.runtime.block_on(Dataset::open(&location))?))
     }
 
-    /// Judges `clips` of `dataset` and hands each clip's score to `each`, in order. `batch`: views of one
+    /// Judges `clips` of `dataset` and hands what became of each to `each`, in order. `batch`: views of one
     /// forward pass, which is all that memory grows with: clips are streamed under the job's `data.prefetch`,
-    /// and of a clip's views only the running sum is kept unless `keep_views`.
+    /// and of a clip's views only the running sum is kept unless `keep_views`. A damaged clip is an error or is
+    /// left out, as the job's `data.on_damage` says.
     pub fn score(
         &self,
         dataset: &Arc<Dataset>,
@@ -147,13 +174,9 @@ impl Restored {
         test: &Test,
         batch: u32,
         keep_views: bool,
-        each: impl FnMut(ClipScore) -> Result<()>,
+        each: impl FnMut(Judged) -> Result<()>,
     ) -> Result<()> {
-        let prefetch = self.config.data.prefetch.0;
-        let options = StreamOptions {
-            requests: feed::request_policy(&self.config.data.requests),
-            ..StreamOptions::new(self.runtime.handle().clone(), self.threads, prefetch)
-        };
+        let options = stream_options(&self.config, self.runtime.handle().clone(), self.threads);
         let clip = feed::clip_spec(&self.config);
         let pass = EvalPass { clips, rank: 0, world: 1, batch, clip, view: view(test) };
         let stream = Stream::eval(dataset.clone(), pass, &options)?;
@@ -165,8 +188,7 @@ impl Restored {
             ensemble: test.ensemble,
             keep_views,
         };
-        // The stream stops at damage: none is missing.
-        judge.score(stream, || Ok(()), each).map(|_missing| ())
+        judge.score(stream, || Ok(()), each)
     }
 
     /// Runs I/O to its end.
@@ -183,34 +205,36 @@ pub fn view(test: &Test) -> View {
 }
 
 impl Judge<'_> {
-    /// Runs the model over the stream's views and hands on each clip's score once its last view was seen.
-    /// `tick` is called after every batch, and its error ends the pass. Clips of which the stream lacks a view are
-    /// left out: gives back their places and what is wrong with them.
+    /// Runs the model over the stream's views and hands on what became of each clip, in order, once its last view
+    /// was seen. A clip of which the stream lacks any view is damaged. `tick` is called after every batch, and its
+    /// error ends the pass.
     pub fn score(
         &self,
         mut stream: Stream,
         mut tick: impl FnMut() -> Result<()>,
-        mut each: impl FnMut(ClipScore) -> Result<()>,
-    ) -> Result<BTreeMap<u32, String>> {
-        let mut missing = BTreeMap::new();
+        mut each: impl FnMut(Judged) -> Result<()>,
+    ) -> Result<()> {
         let mut gather = Gather { ensemble: self.ensemble, keep_views: self.keep_views, open: None };
+        let mut hand = |done: Option<Judged>| done.map_or(Ok(()), &mut each);
         while let Some(batch) = stream.next()? {
-            // A clip's views are neighbours, so all that it lacks is known before it is done.
-            missing.extend(batch.missing.iter().map(|m| (m.clip, m.why.clone())));
-            if batch.clips.is_empty() {
-                continue;
-            }
-            let rows = metrics::rows(&self.probabilities(&self.normalise.tensor(&batch)?)?)?;
+            let rows = match batch.clips.is_empty() {
+                true => vec![],
+                false => metrics::rows(&self.probabilities(&self.normalise.tensor(&batch)?)?)?,
+            };
+            // Views and what is missing of them both come in the order of the clips.
+            let mut missing = batch.missing.into_iter().peekable();
             for (&place, row) in batch.clips.iter().zip(rows) {
-                if let Some(done) = gather.add(place, row)?.filter(|clip| !missing.contains_key(&clip.place))
-                {
-                    each(done)?;
+                while let Some(lost) = missing.next_if(|lost| lost.clip <= place) {
+                    hand(gather.lacks(lost.clip, lost.why))?;
                 }
+                hand(gather.add(place, row)?)?;
+            }
+            for lost in missing {
+                hand(gather.lacks(lost.clip, lost.why))?;
             }
             tick()?;
         }
-        gather.finish().filter(|clip| !missing.contains_key(&clip.place)).map_or(Ok(()), each)?;
-        Ok(missing)
+        hand(gather.take())
     }
 
     /// Scores (B, classes) of clips (B, 3, T, H, W).
@@ -228,42 +252,64 @@ impl Judge<'_> {
 struct Gather {
     ensemble: Ensemble,
     keep_views: bool,
-    /// The clip under way and how many of its views were seen.
-    open: Option<(ClipScore, u32)>,
+    open: Option<Open>,
+}
+
+/// The clip under way.
+struct Open {
+    clip: ClipScore,
+    /// Views so far.
+    seen: u32,
+    /// Why a view is missing.
+    damage: Option<String>,
 }
 
 impl Gather {
     /// Adds a view; gives back the clip before if this view begins another.
-    fn add(&mut self, place: u32, view: Vec<f64>) -> Result<Option<ClipScore>> {
+    fn add(&mut self, place: u32, view: Vec<f64>) -> Result<Option<Judged>> {
         if view.iter().any(|p| !p.is_finite()) {
             return Err(Error::Output { place });
         }
-        let kept = self.keep_views.then(|| view.clone());
-        let ensemble = self.ensemble;
-        if let Some((open, seen)) = self.open.as_mut().filter(|(o, _)| o.place == place) {
-            open.scores.iter_mut().zip(&view).for_each(|(all, p)| match ensemble {
-                Ensemble::Mean => *all += p,
-                Ensemble::Max => *all = all.max(*p),
-            });
-            open.views.extend(kept);
-            *seen += 1;
-            return Ok(None);
+        let (ensemble, keep_views) = (self.ensemble, self.keep_views);
+        let (done, open) = self.turn_to(place);
+        if keep_views {
+            open.clip.views.push(view.clone());
         }
-        let done = self.take();
-        self.open = Some((ClipScore { place, scores: view, views: kept.into_iter().collect() }, 1));
+        let pairs = open.clip.scores.iter_mut().zip(&view);
+        match ensemble {
+            _ if open.seen == 0 => open.clip.scores = view,
+            Ensemble::Mean => pairs.for_each(|(all, p)| *all += p),
+            Ensemble::Max => pairs.for_each(|(all, p)| *all = all.max(*p)),
+        }
+        open.seen += 1;
         Ok(done)
     }
 
-    fn take(&mut self) -> Option<ClipScore> {
-        let (mut clip, seen) = self.open.take()?;
+    /// Notes that a view is missing; gives back the clip before if this one is another.
+    fn lacks(&mut self, place: u32, why: String) -> Option<Judged> {
+        let (done, open) = self.turn_to(place);
+        open.damage.get_or_insert(why);
+        done
+    }
+
+    fn turn_to(&mut self, place: u32) -> (Option<Judged>, &mut Open) {
+        let other = self.open.as_ref().is_some_and(|open| open.clip.place != place);
+        let done = if other { self.take() } else { None };
+        let fresh =
+            || Open { clip: ClipScore { place, scores: vec![], views: vec![] }, seen: 0, damage: None };
+        (done, self.open.get_or_insert_with(fresh))
+    }
+
+    /// The clip under way, which is done.
+    fn take(&mut self) -> Option<Judged> {
+        let Open { mut clip, seen, damage } = self.open.take()?;
+        if let Some(why) = damage {
+            return Some(Judged::Damaged { place: clip.place, why });
+        }
         if self.ensemble == Ensemble::Mean {
             clip.scores.iter_mut().for_each(|p| *p /= f64::from(seen));
         }
-        Some(clip)
-    }
-
-    fn finish(mut self) -> Option<ClipScore> {
-        self.take()
+        Some(Judged::Score(clip))
     }
 }
 
@@ -312,15 +358,36 @@ mod tests {
         Gather { ensemble, keep_views, open: None }
     }
 
+    fn score(judged: Option<Judged>) -> ClipScore {
+        match judged {
+            Some(Judged::Score(clip)) => clip,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
     fn views_of_a_clip_are_averaged_across_batches() {
         let mut g = gather(Ensemble::Mean, false);
         assert_eq!(g.add(0, vec![1.0, 0.0]).unwrap(), None);
         assert_eq!(g.add(0, vec![0.5, 0.5]).unwrap(), None);
-        let first = g.add(1, vec![0.25, 0.75]).unwrap().unwrap();
+        let first = score(g.add(1, vec![0.25, 0.75]).unwrap());
         assert_eq!(first, ClipScore { place: 0, scores: vec![0.75, 0.25], views: vec![] });
-        assert_eq!(g.finish().unwrap().scores, [0.25, 0.75]);
+        assert_eq!(score(g.take()).scores, [0.25, 0.75]);
         assert!(gather(Ensemble::Mean, false).add(0, vec![f64::NAN]).is_err());
+    }
+
+    #[test]
+    fn a_clip_that_lacks_a_view_has_no_score() {
+        let mut g = gather(Ensemble::Mean, true);
+        assert_eq!(g.add(3, vec![0.5, 0.5]).unwrap(), None);
+        assert_eq!(g.lacks(3, "read run 2".into()), None);
+        assert_eq!(g.lacks(3, "read run 3".into()), None);
+        assert_eq!(g.add(3, vec![0.5, 0.5]).unwrap(), None);
+        let third = Judged::Damaged { place: 3, why: "read run 2".into() };
+        assert_eq!(g.lacks(4, "read run 0".into()), Some(third), "the first reason");
+        let fourth = g.add(5, vec![1.0, 0.0]).unwrap().unwrap();
+        assert_eq!((fourth.place(), matches!(fourth, Judged::Damaged { .. })), (4, true));
+        assert_eq!(score(g.take()).place, 5);
     }
 
     #[test]
@@ -329,7 +396,7 @@ mod tests {
         for view in [vec![0.9, 0.1], vec![0.2, 0.4], vec![0.3, 0.3]] {
             assert_eq!(g.add(7, view).unwrap(), None);
         }
-        let clip = g.finish().unwrap();
+        let clip = score(g.take());
         assert_eq!(clip.scores, [0.9, 0.4]);
         assert_eq!(clip.views, [[0.9, 0.1], [0.2, 0.4], [0.3, 0.3]]);
     }

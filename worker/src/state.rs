@@ -198,4 +198,45 @@ mod tests {
         let every = |n| Checkpoint { every_steps: n, ..Default::default() };
         assert!(p.is_due(&every(Some(7))) && !p.is_due(&every(Some(2))) && !p.is_due(&every(None)));
     }
+    fn fresh(model: &str, more: &[&str]) -> Result<State> {
+        let text = format!(
+            r#"
+[data]
+url = "/data"
+lanes = 2
+frames = 8
+augment = {{ crop = 16, scale = {{ kind = "short_side", min = 32, max = 40 }} }}
+eval = {{ short_side = 32, crop = 32 }}
+[model]
+{model}
+[train]
+epochs = 1
+global_batch = 2
+precision = "bf16"
+[optimizer]
+kind = "sgd"
+lr = 0.01
+"#
+        );
+        let more: Vec<String> = more.iter().map(|s| s.to_string()).collect();
+        let config = Config::parse("the test's", &text, &more).unwrap();
+        State::new(&config, &["a".into(), "b".into()], Device::Cpu)
+    }
+
+    /// There libtorch leaves weight gradients undefined.
+    #[test]
+    fn bf16_on_a_cpu_is_refused_for_clips_that_strides_shrink_to_one_pixel() {
+        let resnet = "arch = \"resnet3d\"\nkind = \"c2d\"\ndepth = 18\nwidth = 8";
+        let swin =
+            "arch = \"video_swin\"\nembed_dim = 16\ndepths = [1, 1]\nheads = [1, 2]\nwindow = [4, 4, 4]";
+        let e = fresh(resnet, &[]).err().unwrap();
+        assert_eq!(e.exit_code(), 2);
+        let said = e.to_string();
+        assert!(said.contains("16 pixels or fewer") && said.contains("\"fp32\" or larger clips"), "{said}");
+        assert!(fresh(resnet, &["data.augment.crop=17"]).is_ok());
+        assert!(fresh(resnet, &["train.precision=fp32"]).is_ok());
+        assert!(fresh(swin, &[]).is_ok(), "it has no strided convolutions");
+        // Small clips in a part of the job are enough.
+        assert!(fresh(resnet, &["data.augment.crop=32", "train.multigrid={ long_cycle = false }"]).is_err());
+    }
 }

@@ -8,10 +8,9 @@ use crate::{
     schedule,
     session::Assignment,
     state::State,
-    trainset::TrainSet,
 };
 use configs::Config;
-use shards::{format::Dataset, stream::Batch};
+use shards::{format::Dataset, stream::Batch, trainset::TrainSet};
 use std::{path::PathBuf, sync::Arc};
 use storage::Location;
 use tch::{Device, Kind, Tensor};

@@ -75,6 +75,14 @@ pub(crate) struct Eval {
     /// True class x predicted class; empty where clips bear several.
     confusion: Vec<Vec<u64>>,
     predictions: Vec<Prediction>,
+    /// Damaged clips, which all the above is without.
+    #[serde(default)]
+    missing: Vec<Missing>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Missing {
+    clip_id: String,
 }
 
 #[derive(Debug, Deserialize)]

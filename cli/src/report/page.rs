@@ -207,6 +207,11 @@ fn facts(out: &mut String, run: &str, data: &str, history: &History, eval: &Eval
         let names: Vec<&str> = missing.into_iter().collect();
         rows.push(("Damaged clips left out", format!("{}: {}", names.len(), names.join(", "))));
     }
+    if !eval.missing.is_empty() {
+        let names: Vec<&str> = eval.missing.iter().map(|m| m.clip_id.as_str()).collect();
+        let all = format!("{}: {}", names.len(), names.join(", "));
+        rows.push(("Damaged clips left out of the evaluation", all));
+    }
     if !history.incidents.is_empty() {
         let told = history.incidents.iter().map(|i| {
             format!("{} {} at step {}, {:.1} s: {}", i.incident, i.worker, i.step, i.seconds, i.cause)
@@ -239,7 +244,7 @@ fn percent(share: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Guess, Prediction, Views, history::tests::sample},
+        super::{Guess, Missing, Prediction, Views, history::tests::sample},
         *,
     };
 
@@ -257,6 +262,7 @@ mod tests {
             labels: vec!["a<b".into(), "c".into()],
             confusion: vec![vec![1, 0], vec![1, 0]],
             predictions: vec![],
+            missing: vec![Missing { clip_id: "val/7".into() }],
         };
         let prediction = Prediction {
             clip_id: "x".into(),
@@ -271,6 +277,7 @@ mod tests {
         assert!(html.contains("stopped after step 6, resumed from 4"));
         assert!(html.contains("data:image/png;base64,AQID"));
         assert!(html.contains("12, of which 2 were done twice"));
+        assert!(html.contains("left out of the evaluation</th><td>1: val/7</td>"));
         assert!(!html.contains("NaN") && !html.contains("http"), "self-contained");
         for tag in ["section", "figure", "svg", "table", "div", "main"] {
             let open = html.matches(&format!("<{tag}>")).count() + html.matches(&format!("<{tag} ")).count();

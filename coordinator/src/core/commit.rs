@@ -38,6 +38,8 @@ struct Known {
     names: Arc<[String]>,
     /// The first step that it was heard to do.
     first: Option<Step>,
+    /// The last one.
+    told: Option<Step>,
     ended: bool,
     /// Another coordinator announced it, and may have heard of earlier steps.
     restored: bool,
@@ -76,7 +78,7 @@ impl Commits {
 
     /// A generation begins.
     pub fn announced(&mut self, generation: Generation, names: Arc<[String]>, restored: bool) {
-        let known = Known { names, first: None, ended: false, restored };
+        let known = Known { names, first: None, told: None, ended: false, restored };
         self.generations.insert(generation, known);
         while self.generations.len() > REMEMBERED {
             if let Some((old, _)) = self.generations.pop_first() {
@@ -97,6 +99,7 @@ impl Commits {
     pub fn step(&mut self, generation: Generation, step: Step) {
         if let Some(known) = self.generations.get_mut(&generation) {
             known.first.get_or_insert(step);
+            known.told = known.told.max(Some(step));
         }
     }
 
@@ -105,9 +108,14 @@ impl Commits {
         self.evaluated.insert(step, scores);
     }
 
-    /// Who was rank 0 of a generation that is over.
-    pub fn first_of_ended(&self, generation: Generation) -> Option<&str> {
-        self.generations.get(&generation).filter(|k| k.ended)?.names.first().map(String::as_str)
+    /// A member of a generation that is over tells of a step: its rank 0 was cut off, or is gone. True if that is news.
+    pub fn told_late(&mut self, by: &str, generation: Generation, step: Step) -> bool {
+        let of = self.generations.get_mut(&generation).filter(|k| k.ended);
+        let Some(known) = of.filter(|k| k.told < Some(step) && k.names.iter().any(|n| n == by)) else {
+            return false;
+        };
+        known.told = Some(step);
+        true
     }
 
     /// Takes one rank's part from the worker called `from`; see [`Commits::decide`] for what follows.

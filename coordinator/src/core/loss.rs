@@ -10,6 +10,8 @@ use std::time::Duration;
 
 /// A failed collective is usually a dead peer whose stream ends a moment later: wait for the name.
 pub(super) const FAILURE_GRACE: Duration = Duration::from_secs(2);
+/// Beats come every second: a worker that was silent for longer before its stream ended was cut off from here.
+pub(super) const QUIET: Duration = Duration::from_secs(3);
 /// So many generations in a row without progress end the job.
 pub const MOST_BARREN_GENERATIONS: u32 = 5;
 /// A pause between ticks longer than this means that the coordinator itself stood still.
@@ -39,6 +41,19 @@ impl Core {
         self.give_up(now, lost, out);
         self.look_for_absent(now, out);
         self.look_at_the_door(now, out);
+    }
+
+    /// A stream that ends in the midst of beats is a worker that ends. One that was silent before tells nothing of its
+    /// worker, which may go on stepping and come back by another: its silence has its own limit.
+    pub(super) fn disconnected(&mut self, now: Now, id: WorkerId, why: String, out: &mut Vec<Action>) {
+        let inside = matches!(&self.state, State::Running(r) if r.needs(id));
+        if let Some(m) = self.members.get_mut(id).filter(|m| inside && m.silent_for(now) > QUIET) {
+            m.cut_off = true;
+            let seconds = m.silent_for(now).as_secs_f64();
+            let text = format!("{} was cut off {seconds:.1} s ago, and now {why}; it may come back", m.name);
+            return log(out, Level::Warn, text);
+        }
+        self.lose(now, vec![(id, why)], out);
     }
 
     /// A worker's collective failed, and it waits for an assignment; or nobody could go on from here.
@@ -158,6 +173,12 @@ impl Core {
     fn end_generation(&mut self, now: Now, reason: String, barren: bool, out: &mut Vec<Action>) {
         let State::Running(r) = &self.state else { return };
         let generation = r.generation;
+        // The next one does not wait for those who cannot hear of it.
+        let cut_off: Vec<WorkerId> = self.members.iter().filter(|m| m.cut_off).map(|m| m.id).collect();
+        for member in cut_off.into_iter().filter_map(|id| self.members.remove(id)) {
+            let (rank, why) = (r.rank_of(member.id), "it was cut off when its generation ended".into());
+            self.incidents.note(now, Incident::of_member(r, What::Lost, &member, rank, why));
+        }
         for to in r.inside().filter(|id| self.members.get(*id).is_some()) {
             let directive = Directive::Stop { generation, reason: reason.clone() };
             out.push(Action::Send { to, directive });

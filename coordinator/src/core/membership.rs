@@ -27,6 +27,8 @@ pub struct Member {
     pub leaving: Option<String>,
     /// Another process shall take its place then.
     pub replaced: bool,
+    /// Its stream has ended after a silence; it may come back by another.
+    pub cut_off: bool,
     pub pace: Pace,
     heard_at: Now,
     progress_at: Now,
@@ -105,6 +107,7 @@ impl Members {
             has_state: false,
             leaving: None,
             replaced: false,
+            cut_off: false,
             pace: Pace::default(),
             heard_at: now,
             progress_at: now,
@@ -118,7 +121,7 @@ impl Members {
     pub fn moved(&mut self, now: Now, from: WorkerId, to: WorkerId) {
         if let Some(member) = self.by_id.remove(&from) {
             self.by_name.insert(member.name.clone(), to);
-            self.by_id.insert(to, Member { id: to, heard_at: now, ..member });
+            self.by_id.insert(to, Member { id: to, cut_off: false, heard_at: now, ..member });
         }
     }
 

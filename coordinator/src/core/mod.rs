@@ -171,7 +171,7 @@ impl Core {
                 }
             }
             Event::Exited(report) => self.exited(now, report, &mut out),
-            Event::Disconnected { worker, why } => self.lose(now, vec![(worker, why)], &mut out),
+            Event::Disconnected { worker, why } => self.disconnected(now, worker, why, &mut out),
             Event::Recorded { generation } => self.recorded(now, generation, &mut out),
             Event::Committed { step, bytes, manifest } => {
                 let delete = self.commits.committed(step, &self.settings.retention);
@@ -216,9 +216,8 @@ impl Core {
 
     fn step(&mut self, now: Now, worker: WorkerId, report: StepReport, out: &mut Vec<Action>) {
         if self.running_rank(worker, report.generation) != Some(Rank(0)) {
-            // Its rank 0 was cut off when the generation ended, and tells now what was done in it.
-            let teller = self.members.get(worker).map(|m| m.name.as_str());
-            if teller.is_some() && teller == self.commits.first_of_ended(report.generation) {
+            let Some(m) = self.members.get(worker) else { return };
+            if self.commits.told_late(&m.name, report.generation, report.step) {
                 out.push(Action::Publish(Notice::Step(report)));
             }
             return;

@@ -72,7 +72,8 @@ pub struct EvalReport {
     pub seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mean_average_precision: Option<f64>,
-    pub missing: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
 }
 
 /// One file of a checkpoint.

@@ -6,7 +6,7 @@ use crate::{
     world::{Ev, World},
 };
 use coordinator::core::{
-    Action, Core, Epoch, Event, Found, Kept, Membership, Notice, Now, Step, WholeCheckpoint, WorkerId,
+    Action, Core, Epoch, Event, Found, Kept, Membership, Notice, Now, Step, What, WholeCheckpoint, WorkerId,
 };
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -259,7 +259,7 @@ impl World {
             Reply::LeadsAfter(whole, Put::Written, true) => {
                 self.job_done(c);
                 let step = whole.step;
-                self.tally.checkpoints += 1;
+                self.tally.add("checkpoints", 1);
                 self.give(c, Event::Committed { step, bytes: 0, manifest: String::new() });
             }
             Reply::LeadsAfter(whole, Put::Other, true) if whole.replaces => {
@@ -275,7 +275,7 @@ impl World {
                 // It may have been swept, but then a later one is there.
                 let step = whole.step;
                 assert!(
-                    self.store.newest_whole() > Some(step),
+                    self.store.newest_whole() > Some(step) || self.store.is_damaged(step),
                     "files of step {step}, {}, are gone",
                     whole.attempt
                 );
@@ -287,6 +287,16 @@ impl World {
             Reply::Swept(swept) => self.ask(c, Op::Recheck(swept)),
             Reply::Rechecked => self.job_done(c),
         }
+    }
+
+    /// Steps of which a coordinator is at a manifest.
+    pub fn commits_in_flight(&self) -> Vec<Step> {
+        let jobs = self.coordinators.iter().flat_map(|c| &c.jobs);
+        let step = |job: &Job| match job {
+            Job::Commit(whole) => Some(whole.step),
+            Job::Prune(..) => None,
+        };
+        jobs.filter_map(step).collect()
     }
 
     /// True if the journal names no other leader; a process that is gone does not care.
@@ -404,7 +414,7 @@ impl World {
                 }
             }
             Action::Record(membership) => {
-                self.tally.generations += 1;
+                self.tally.add("generations", 1);
                 let (number, entry) = (self.coordinators[c].next, self.entry(c, false, membership));
                 self.ask(c, Op::Append(number, entry));
             }
@@ -414,8 +424,9 @@ impl World {
                 self.dropped.insert(generation);
             }
             Action::Publish(notice) => {
-                if let Notice::Incident(_) = &notice {
-                    self.tally.incidents += 1;
+                if let Notice::Incident(incident) = &notice {
+                    self.tally.add("incidents", 1);
+                    self.tally.add("incidents: stragglers", (incident.what == What::Straggler).into());
                 }
                 if self.tracing && !matches!(notice, Notice::Beat { .. }) {
                     self.trace(|| format!("coordinator {c} (number {epoch}): {notice:?}"));
@@ -428,7 +439,7 @@ impl World {
             }
             Action::Resign { why } => {
                 self.trace(|| format!("coordinator {c} (number {epoch}) resigns: {why}"));
-                self.tally.superseded += 1;
+                self.tally.add("superseded coordinators", 1);
                 assert!(self.store.last().is_some_and(|(_, e)| e.epoch > epoch), "nobody has superseded it");
                 self.kill_coordinator(c);
             }

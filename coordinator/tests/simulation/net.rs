@@ -120,10 +120,16 @@ impl World {
 
     fn deliver_down(&mut self, session: usize, message: Down) {
         let s = &self.sessions[session];
-        if s.worker_open && self.workers[s.worker].life == s.worker_life {
+        let (worker, lives) = (s.worker, self.workers[s.worker].life == s.worker_life);
+        if s.worker_open && lives {
             self.hear_coordinator(session, message);
         } else {
             self.at(self.now + 1, Ev::CoordinatorSeesEnd(session));
+            // Worse than any network: what a superseded coordinator says comes through although the worker has
+            // closed that connection.
+            if let (true, Down::Directive(epoch, directive)) = (lives, message) {
+                self.hear_late(worker, epoch, directive);
+            }
         }
     }
 

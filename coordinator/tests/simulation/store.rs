@@ -42,6 +42,8 @@ pub struct Store {
     /// What an undisturbed job has after each step.
     pub expected: Vec<u64>,
     pub ever_committed: bool,
+    /// Objects of which a bit has changed or all is gone, through no coordinator's fault.
+    damaged: BTreeSet<(Step, String)>,
     /// A manifest is being replaced: it may be missing for a moment.
     pub replacing: Option<Step>,
 }
@@ -102,18 +104,51 @@ impl Store {
         self.objects.keys().filter(|o| swept(&o.0) && !named(o)).cloned().collect()
     }
 
-    /// The newest step whose checkpoint can be read.
+    /// The newest step whose checkpoint can be read: each object is there and has its digest.
     pub fn newest_whole(&self) -> Option<Step> {
-        let there = |(step, m): &(&Step, &Manifest)| {
-            m.files.iter().all(|f| self.objects.contains_key(&(**step, f.clone())))
+        self.manifests.iter().rev().find(|(step, m)| self.is_whole(**step, m)).map(|(step, _)| *step)
+    }
+
+    fn is_whole(&self, step: Step, manifest: &Manifest) -> bool {
+        let expected = self.expected[step.0 as usize];
+        manifest.files.iter().all(|f| self.objects.get(&(step, f.clone())) == Some(&expected))
+    }
+
+    /// A part of a checkpoint is uploaded.
+    pub fn put_object(&mut self, step: Step, key: String, digest: u64) {
+        self.damaged.remove(&(step, key.clone()));
+        self.objects.insert((step, key), digest);
+    }
+
+    /// Spoils a part of the newest checkpoint, if the one before can be read and stays: a job of which every
+    /// checkpoint is damaged is a person's concern. True if that was possible.
+    pub fn damage_newest(&mut self, which: usize, gone: bool, in_flight: &[Step]) -> bool {
+        let mut newest = self.manifests.iter().rev();
+        let (Some((step, manifest)), Some((before, its))) = (newest.next(), newest.next()) else {
+            return false;
         };
-        self.manifests.iter().rev().find(there).map(|(step, _)| *step)
+        let busy = self.replacing.is_some() || in_flight.iter().any(|s| s == step || s == before);
+        if busy || !self.is_whole(*step, manifest) || !self.is_whole(*before, its) {
+            return false;
+        }
+        let object = (*step, manifest.files[which % manifest.files.len()].clone());
+        match gone {
+            true => drop(self.objects.remove(&object)),
+            false => drop(self.objects.entry(object.clone()).and_modify(|digest| *digest ^= 1)),
+        }
+        self.damaged.insert(object);
+        true
+    }
+
+    /// Some part of this step's checkpoints was spoilt.
+    pub fn is_damaged(&self, step: Step) -> bool {
+        self.damaged.iter().any(|(s, _)| *s == step)
     }
 
     /// Every manifest names what is there, and all of it is of that step's state.
     pub fn check(&self) {
         for (step, manifest) in self.manifests.iter().filter(|(_, m)| !m.stale) {
-            for file in &manifest.files {
+            for file in manifest.files.iter().filter(|f| !self.damaged.contains(&(*step, (*f).clone()))) {
                 let digest = self.objects.get(&(*step, file.clone()));
                 let expected = self.expected[step.0 as usize];
                 assert_eq!(digest, Some(&expected), "the manifest of step {step} names {file}");

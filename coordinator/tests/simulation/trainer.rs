@@ -38,6 +38,8 @@ pub struct Trainer {
     /// It may leave only when that checkpoint is committed.
     pub last_checkpoint: bool,
     pub committed: u64,
+    /// How long it works on its step, whoever it waits for.
+    pub own: u64,
     waits: Option<Wait>,
     /// The step of which it has taken its part in this generation.
     saved: Option<u64>,
@@ -216,9 +218,9 @@ impl World {
         let state = agreed.unwrap_or_else(|| self.loaded(inside.generation));
         self.check_state(state);
         if agreed.is_none() {
-            self.tally.loads += u64::from(inside.rank == Rank(0));
+            self.tally.add("loads", (inside.rank == Rank(0)).into());
         } else if mine.is_none_or(|m| m.step != state.step) {
-            self.tally.heals += 1;
+            self.tally.add("heals", 1);
         }
         self.workers[w].trainer.state = Some(state);
         let group = self.groups.get_mut(&inside.generation).unwrap();
@@ -232,15 +234,16 @@ impl World {
         self.go_on(w, false);
     }
 
-    /// The state in the newest checkpoint, the same for the whole group.
+    /// The state in the newest checkpoint that can be read, the same for the whole group.
     fn loaded(&mut self, generation: Generation) -> State {
         if let Some(state) = self.loads.get(&generation) {
             return *state;
         }
-        assert!(
-            !self.store.ever_committed || !self.store.manifests.is_empty() || self.store.replacing.is_some()
-        );
-        let step = self.store.manifests.last_key_value().map_or(0, |(step, _)| step.0);
+        let whole = self.store.newest_whole();
+        assert!(whole.is_some() || !self.store.ever_committed || self.store.replacing.is_some());
+        let newer = self.store.manifests.last_key_value().is_some_and(|(last, _)| Some(*last) > whole);
+        self.tally.add("loads past a damaged checkpoint", newer.into());
+        let step = whole.map_or(0, |step| step.0);
         let state = State { step, digest: self.store.expected[step as usize], owed: false };
         self.loads.insert(generation, state);
         state
@@ -263,7 +266,7 @@ impl World {
         *state = State { step, digest: digest_after(state.digest, vote.position), owed: due };
         let state = *state;
         self.check_state(state);
-        self.tally.steps += u64::from(inside.rank == Rank(0));
+        self.tally.add("steps", (inside.rank == Rank(0)).into());
         if inside.rank == Rank(0) {
             let report = StepReport { generation: inside.generation, step: Step(step), ..Default::default() };
             self.say(w, Event::Step { worker: NOBODY, report });
@@ -292,6 +295,7 @@ impl World {
             self.commit_heard(w);
         } else {
             let delay = self.step_ms(w);
+            self.workers[w].trainer.own = delay;
             self.plan(w, delay, Move::Arrive);
         }
     }
@@ -342,7 +346,7 @@ impl World {
         let Inside { generation, rank } = inside;
         let (step, attempt) = (Step(state.step), format!("g{generation}"));
         let key = format!("{attempt}/{rank}");
-        self.store.objects.insert((step, key.clone()), state.digest);
+        self.store.put_object(step, key.clone(), state.digest);
         let files = vec![CheckpointFile { key, bytes: 1, sha256: String::new() }];
         let shard =
             Shard { generation, step, rank, world_size: world, attempt, files, header_json: String::new() };

@@ -21,6 +21,8 @@ pub struct Worker {
     pub paused_until: u64,
     /// Its trainer does not move, though it beats.
     pub stuck: bool,
+    /// Its steps take so many times as long as they should.
+    pub slowness: u64,
     /// Cut off from its peers.
     pub isolated_until: u64,
     pub session: Option<usize>,
@@ -29,6 +31,8 @@ pub struct Worker {
     pause: u64,
     /// The newest coordinator that it has heard of.
     pub epoch: Epoch,
+    /// The newest whose word has come to this process, whatever it made of it.
+    newest_word: Epoch,
     pub trainer: Trainer,
     pub progress: u64,
     /// Kept until they are answered.
@@ -111,6 +115,7 @@ impl World {
             generation: worker.trainer.inside.map_or(Generation(0), |i| i.generation),
             step: Step(worker.trainer.state.map_or(0, |s| s.step)),
             progress: worker.progress,
+            step_seconds: worker.trainer.own as f64 / 1e3,
             ..Default::default()
         };
         let life = worker.life;
@@ -168,12 +173,21 @@ impl World {
         }
     }
 
+    /// A directive from a connection that is closed.
+    pub fn hear_late(&mut self, w: usize, epoch: Epoch, directive: Directive) {
+        if self.workers[w].alive && epoch < self.workers[w].epoch {
+            self.obey(w, epoch, directive);
+        }
+    }
+
     fn obey(&mut self, w: usize, epoch: Epoch, directive: Directive) {
         let worker = &mut self.workers[w];
+        worker.newest_word = worker.newest_word.max(epoch);
         if epoch < worker.epoch {
-            self.tally.disobeyed += 1;
+            self.tally.add("directives disobeyed", 1);
             return;
         }
+        assert_eq!(epoch, worker.newest_word, "a superseded coordinator was obeyed");
         worker.epoch = epoch;
         match directive {
             Directive::Welcome { .. } | Directive::CheckpointNow => {

@@ -1,13 +1,14 @@
-//! Time, the queue of events, and the faults that a seed brings.
+//! Time, the queue of events, and the job that a seed brings.
 
 use crate::{
     coordinator::{Coordinator, Op, Reply},
     net::{Cut, Down, Session, Up},
     store::Store,
+    tally::Tally,
     trainer::{Group, Inside, Move, State},
     worker::Worker,
 };
-use coordinator::core::{Event, Generation, Retention, Settings, Step};
+use coordinator::core::{Generation, Retention, Settings, Step};
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet, BinaryHeap},
@@ -15,7 +16,7 @@ use std::{
 };
 
 /// Addresses at which coordinators may be.
-const ADDRESSES: usize = 3;
+pub const ADDRESSES: usize = 3;
 /// Once the faults have ceased, the job has so long to end.
 const PATIENCE: u64 = 1_800_000;
 
@@ -47,49 +48,6 @@ pub enum Ev {
     Peace,
 }
 
-/// What happened in all.
-#[derive(Clone, Debug, Default)]
-pub struct Tally {
-    pub faults: u64,
-    pub steps: u64,
-    pub generations: u64,
-    pub checkpoints: u64,
-    pub heals: u64,
-    pub loads: u64,
-    pub incidents: u64,
-    pub superseded: u64,
-    /// Directives of superseded coordinators that came to a worker.
-    pub disobeyed: u64,
-    /// Ends of the job other than the last: told to stop, or given up.
-    pub stopped: u64,
-    pub given_up: u64,
-    pub most_workers: u64,
-    /// Virtual seconds.
-    pub seconds: u64,
-}
-
-impl Tally {
-    pub fn add(&mut self, other: &Tally) {
-        for (mine, theirs) in [
-            (&mut self.faults, other.faults),
-            (&mut self.steps, other.steps),
-            (&mut self.generations, other.generations),
-            (&mut self.checkpoints, other.checkpoints),
-            (&mut self.heals, other.heals),
-            (&mut self.loads, other.loads),
-            (&mut self.incidents, other.incidents),
-            (&mut self.superseded, other.superseded),
-            (&mut self.disobeyed, other.disobeyed),
-            (&mut self.stopped, other.stopped),
-            (&mut self.given_up, other.given_up),
-            (&mut self.seconds, other.seconds),
-        ] {
-            *mine += theirs;
-        }
-        self.most_workers = self.most_workers.max(other.most_workers);
-    }
-}
-
 /// SplitMix64: the same numbers for the same seed, everywhere.
 pub struct Rng(u64);
 
@@ -111,7 +69,7 @@ impl Rng {
         self.between(1, n) == 1
     }
 
-    fn index(&mut self, len: usize) -> usize {
+    pub fn index(&mut self, len: usize) -> usize {
         self.between(0, len as u64 - 1) as usize
     }
 }
@@ -155,7 +113,7 @@ pub struct World {
     /// Steps of the job, and between checkpoints.
     pub total: u64,
     pub every: u64,
-    step_ms: u64,
+    pub step_ms: u64,
     /// Longest delay of a message, and of the store.
     pub latency: u64,
     pub store_latency: u64,
@@ -164,7 +122,7 @@ pub struct World {
     /// Processes of coordinators so far.
     pub leaders: u64,
     faults_left: u64,
-    peace_at: u64,
+    pub peace_at: u64,
     pub tally: Tally,
     pub tracing: bool,
     seed: u64,
@@ -177,6 +135,7 @@ impl World {
         let size = if rng.one_in(20) { rng.between(9, 64) } else { rng.between(1, 8) };
         let min_workers = rng.between(1, size.div_ceil(2));
         let second = Duration::from_secs(1);
+        let straggler_factor = rng.one_in(2).then_some(1.5);
         let settings = Settings {
             protocol_version: 1,
             config_digest: String::new(),
@@ -190,8 +149,8 @@ impl World {
             collective_timeout: 20 * second,
             join_window: 2 * second,
             stop_grace: 30 * second,
-            straggler_factor: None,
-            replace_stragglers: false,
+            straggler_factor,
+            replace_stragglers: rng.one_in(2),
             retention: Retention { keep: rng.between(1, 3) as usize, keep_every: None, keep_best: None },
         };
         let total = rng.between(20, 120);
@@ -218,7 +177,7 @@ impl World {
             leaders: 0,
             faults_left: rng.between(0, 30),
             peace_at,
-            tally: Tally { most_workers: size, ..Default::default() },
+            tally: Tally::of_job(size as usize),
             rng,
             tracing,
             seed,
@@ -247,7 +206,7 @@ impl World {
             }
             self.happen(event);
             if self.done {
-                self.tally.seconds = self.now / 1000;
+                self.tally.add("virtual seconds", self.now / 1000);
                 return self.tally;
             }
         }
@@ -336,110 +295,17 @@ impl World {
 
     /// Whether this request fails: `Some(true)`: it was done, and only its answer is lost.
     pub fn store_fails(&mut self) -> Option<bool> {
-        let fails = self.now < self.peace_at && self.rng.between(1, 100) <= self.store_faults;
-        fails.then(|| self.rng.one_in(2))
+        if self.now >= self.peace_at || self.rng.between(1, 100) > self.store_faults {
+            return None;
+        }
+        let lost = self.rng.one_in(2);
+        self.tally.add(if lost { "store: a reply lost" } else { "store: a request failed" }, 1);
+        Some(lost)
     }
 
     pub fn step_ms(&mut self, w: usize) -> u64 {
         let slow = if w % 5 == 3 { 2 } else { 1 };
-        slow * self.rng.between(self.step_ms / 2, self.step_ms)
-    }
-
-    /// One fault, whichever the seed brings.
-    fn fault(&mut self) {
-        self.tally.faults += 1;
-        let (w, c) = (self.rng.index(self.workers.len()), self.rng.index(ADDRESSES));
-        let leader = self.store.last().map_or(0, |(_, e)| e.address);
-        let kind = self.rng.between(1, 17);
-        let until = self.now + self.rng.between(500, 60_000);
-        self.trace(|| format!("fault {kind} (worker {w}, address {c}, leader {leader}, until {until})"));
-        match kind {
-            1..=3 if self.workers[w].alive => self.worker_died(w),
-            4 => {
-                for w in 0..self.workers.len() {
-                    if self.workers[w].alive && self.rng.one_in(2) {
-                        self.worker_died(w);
-                    }
-                }
-            }
-            5 | 6 => {
-                self.kill_coordinator(leader);
-                let elsewhere = if self.rng.one_in(3) { c } else { leader };
-                let delay = self.rng.between(100, 30_000);
-                self.at(self.now + delay, Ev::StartCoordinator(elsewhere));
-            }
-            7 => {
-                // It stands still, perhaps until another leads.
-                self.coordinators[leader].paused_until = until;
-                let delay = self.rng.between(1000, 30_000);
-                if c != leader && self.rng.one_in(2) {
-                    self.at(self.now + delay, Ev::StartCoordinator(c));
-                }
-                let of_it = |s: &Session| s.coordinator == leader && s.worker_open;
-                for s in (0..self.sessions.len()).filter(|s| of_it(&self.sessions[*s])).collect::<Vec<_>>() {
-                    let at = self.now + 15_000 + self.rng.between(0, 3000);
-                    if at < until {
-                        self.at(at, Ev::WorkerSeesEnd(s));
-                    }
-                }
-            }
-            // `--take-over` while another is well.
-            8 if c != leader => self.start_coordinator(c),
-            9 => {
-                let worker = &mut self.workers[w];
-                worker.paused_until = worker.paused_until.max(until.min(self.now + 30_000));
-            }
-            10 => self.workers[w].stuck = true,
-            11 | 12 => {
-                let (up, down) = [(true, true), (true, false), (false, true)][self.rng.index(3)];
-                self.cut(w, leader, up, down, until);
-            }
-            13 => {
-                for w in 0..self.workers.len() {
-                    if self.rng.one_in(2) {
-                        self.cut(w, leader, true, true, until);
-                    }
-                }
-            }
-            14 => {
-                self.workers[w].isolated_until = until;
-                self.at(until, Ev::Reunited);
-            }
-            15 if self.workers[w].alive => self.ask_to_go(w),
-            16 => {
-                let signal = if self.rng.one_in(2) { Event::Terminate } else { Event::CheckpointNow };
-                self.give(leader, signal);
-            }
-            17 => {
-                let name = self.workers[w].name.clone();
-                self.give(leader, Event::Release { name, reason: "repairs".into() });
-            }
-            _ => {}
-        }
-    }
-
-    /// The faults cease; whoever looks after the job starts what is missing.
-    fn peace(&mut self) {
-        self.trace(|| "peace".into());
-        for (w, c) in self.cuts.keys().copied().collect::<Vec<_>>() {
-            self.heal(w, c);
-        }
-        self.coordinators.iter_mut().for_each(|c| c.paused_until = 0);
-        for w in 0..self.workers.len() {
-            let worker = &mut self.workers[w];
-            worker.paused_until = 0;
-            worker.isolated_until = 0;
-            if worker.stuck && worker.alive {
-                self.worker_died(w);
-            } else if !worker.alive {
-                let life = worker.life;
-                self.at(self.now + 1000, Ev::Respawn(w, life));
-            }
-        }
-        self.at(self.now, Ev::Reunited);
-        if !self.coordinators.iter().any(|c| c.core.is_some()) {
-            self.at(self.now + 1000, Ev::StartCoordinator(0));
-        }
+        slow * self.workers[w].slowness.max(1) * self.rng.between(self.step_ms / 2, self.step_ms)
     }
 
     /// A coordinator has ended the job, for good or not.
@@ -455,8 +321,7 @@ impl World {
             self.done = true;
             return;
         }
-        self.tally.stopped += u64::from(ok);
-        self.tally.given_up += u64::from(!ok);
+        self.tally.add(if ok { "jobs stopped" } else { "jobs given up" }, 1);
         // Whoever looks after the job starts it again.
         let delay = self.rng.between(1000, 10_000);
         self.at(self.now + delay, Ev::StartCoordinator(c));

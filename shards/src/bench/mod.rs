@@ -12,41 +12,38 @@ mod process;
 
 pub use args::Args;
 
-use crate::format::{ClipIndex, Codec, Dataset};
-use crate::plan::{Plan, PlanSpec, Stage};
+use crate::cache::{self, Cache};
+use crate::format::{Codec, Dataset};
+use crate::plan::{Groups, Order, Plan, PlanSpec};
 use crate::sampling::{ClipSpec, View};
-use crate::stream::{Stream, StreamOptions, TrainPass};
+use crate::stream::{Sources, Stream, StreamOptions, TrainPass};
+use crate::trainset::TrainSet;
 use crate::{Error, Result};
 use serde::Serialize;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use storage::Location;
+use storage::{Location, RequestPolicy};
 use tokio::runtime::Runtime;
 
-/// What each clip is shown as.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Shown {
-    /// All stored frames as they are; the clips must be of one length and size.
-    Whole,
-    Drawn(ClipSpec, Box<View>),
+/// The clips, their order, and what each is shown as.
+#[derive(Clone, Debug)]
+pub struct Shown {
+    pub set: TrainSet,
+    pub clip: ClipSpec,
+    pub view: View,
 }
 
 /// One measurement.
 #[derive(Clone, Debug)]
 pub struct Spec {
-    pub split: String,
-    pub seed: u64,
-    pub global_batch: u32,
-    /// A divisor of `global_batch`.
-    pub lanes: u32,
-    pub drop_last: bool,
-    /// The shapes of multigrid training.
-    pub stages: Vec<Stage>,
     /// 0: one a core.
     pub threads: usize,
     pub prefetch_bytes: u64,
-    /// Requests under way at once; absent: the policy's own.
-    pub requests_at_once: Option<usize>,
+    /// How the store is asked.
+    pub requests: RequestPolicy,
+    /// The folder and the limit of the node's cache.
+    pub cache: Option<(PathBuf, u64)>,
     /// The stream is stopped after the batch that comes this late.
     pub limit: Duration,
     /// It ends after this many passes over the split.
@@ -59,8 +56,11 @@ pub struct Spec {
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     pub url: String,
+    /// Of the first dataset, where a mixture has several.
     pub codec: Codec,
-    /// Clips of the split.
+    /// What a person should know of the job's clips.
+    pub notes: Vec<String>,
+    /// Clips of the split, or of all splits of a mixture.
     pub split_clips: u64,
     /// [B, T, H, W, 3] of the first batch.
     pub shape: [usize; 5],
@@ -90,8 +90,11 @@ pub struct Report {
     pub open_seconds: f64,
     /// From the start of the stream.
     pub first_batch_seconds: f64,
-    /// Bytes read over bytes of the runs that were needed.
+    /// Bytes read over bytes of the runs that were needed; with a cache, less than 1.
     pub read_amplification: f64,
+    /// What the node's cache did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<cache::Stats>,
     /// The process's own peak, bytes.
     pub peak_memory: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -109,7 +112,7 @@ pub struct Ceiling {
     pub reached: f64,
 }
 
-/// Runs the stream and measures it. `drawn` is asked what to show once the dataset is open.
+/// Runs the stream and measures it. `shown` is asked what to show once the dataset is open.
 ///
 /// # Errors
 /// The dataset's or the stream's own; numbers that cannot be.
@@ -117,39 +120,33 @@ pub fn bench(
     runtime: &Runtime,
     location: &Location,
     spec: &Spec,
-    drawn: impl FnOnce(&Dataset) -> Result<Shown>,
+    shown: impl FnOnce(&Arc<Dataset>) -> Result<Shown>,
 ) -> Result<Report> {
     let begun = now();
     let dataset = Arc::new(runtime.block_on(Dataset::open(location))?);
+    let Shown { set, clip, view } = shown(&dataset)?;
     let open_seconds = begun.elapsed().as_secs_f64();
-    let clips = dataset.clips_of(&spec.split)?;
-    let (clip, view) = match drawn(&dataset)? {
-        Shown::Drawn(clip, view) => (clip, *view),
-        Shown::Whole => whole(&dataset, &clips)?,
-    };
-    let plan = Arc::new(Plan::new(PlanSpec {
-        dataset_digest: dataset.digest.clone(),
-        seed: spec.seed,
-        clips: clips.len() as u64,
-        lanes: spec.lanes,
-        global_batch: spec.global_batch,
-        drop_last: spec.drop_last,
-        stages: spec.stages.clone(),
-        ..PlanSpec::default()
-    })?);
+    if spec.ceiling.is_some() && set.sources.datasets().count() > 1 {
+        return Err(Error::Usage(
+            "measure the ceiling of a mixture: name one of its datasets instead".into(),
+        ));
+    }
     let threads = match spec.threads {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
     let mut options = StreamOptions::new(runtime.handle().clone(), threads, spec.prefetch_bytes);
-    options.requests.at_once = spec.requests_at_once.unwrap_or(options.requests.at_once);
+    options.requests = spec.requests;
+    if let Some((folder, limit)) = &spec.cache {
+        options.cache = Some(Arc::new(Cache::open(folder, *limit, &set.sources.digest())?));
+    }
     let pass = TrainPass {
-        clips,
-        plan: plan.clone(),
+        clips: set.clips,
         rank: 0,
         world: 1,
         start: (0, 0),
-        end: plan.first_step(spec.epochs),
+        end: set.plan.first_step(spec.epochs),
+        plan: set.plan,
         clip,
         view,
     };
@@ -159,7 +156,8 @@ pub fn bench(
         split_clips: pass.clips.len() as u64,
         threads,
         open_seconds,
-        ..run(&dataset, pass.clone(), &options, spec.limit)?
+        notes: set.notes,
+        ..run(&set.sources, pass.clone(), &options, spec.limit)?
     };
     report.peak_memory = process::peak_memory();
     if let Some(trial) = spec.ceiling {
@@ -178,16 +176,17 @@ impl Report {
         let [b, t, h, w, _] = self.shape;
         let mut text = format!(
             "{url}: batches of {b} clips, {t}x{h}x{w}, {codec:?}, {threads} decode threads\n\
-             {clips} clips in {seconds:.2} s\n\
+             {notes}{clips} clips in {seconds:.2} s\n\
              {rate:>10.1} clips/s     {frames:.0} frames/s, {pixels:.0} MB/s of pixels\n\
              {read:>10.1} MB/s read   {gets:.0} requests/s, amplification {amplification:.3}\n\
-             {unusual}\
+             {cached}{unusual}\
              {cpu:>10.3} ms of CPU a clip\n\
              {first:>10.3} s to the first batch, and {open:.3} s to open the dataset\n\
              {memory:>10.0} MiB of memory at most",
             url = self.url,
             codec = self.codec,
             threads = self.threads,
+            notes = self.notes.iter().map(|note| format!("{note}\n")).collect::<String>(),
             clips = self.clips,
             seconds = self.seconds,
             rate = self.clips_per_second,
@@ -196,6 +195,7 @@ impl Report {
             read = self.read_mb_per_second,
             gets = self.requests_per_second,
             amplification = self.read_amplification,
+            cached = self.cache.map_or(String::new(), |stats| format!("{:11}cache: {stats}\n", "")),
             unusual = self.unusual(),
             cpu = self.cpu_seconds_per_clip * 1e3,
             first = self.first_batch_seconds,
@@ -233,9 +233,9 @@ impl Report {
     }
 }
 
-fn run(dataset: &Arc<Dataset>, pass: TrainPass, options: &StreamOptions, limit: Duration) -> Result<Report> {
+fn run(sources: &Sources, pass: TrainPass, options: &StreamOptions, limit: Duration) -> Result<Report> {
     let (begun, cpu) = (now(), process::cpu_seconds());
-    let mut stream = Stream::train(dataset.clone(), pass, options)?;
+    let mut stream = Stream::train_of(sources.clone(), pass, options)?;
     let (mut clips, mut batches, mut pixels, mut shape, mut first) = (0u64, 0u64, 0u64, [0; 5], 0.0);
     while let Some(batch) = stream.next()? {
         if batches == 0 {
@@ -254,7 +254,8 @@ fn run(dataset: &Arc<Dataset>, pass: TrainPass, options: &StreamOptions, limit: 
     let stats = stream.stats();
     Ok(Report {
         url: String::new(),
-        codec: dataset.manifest.codec,
+        codec: sources.dataset(0).manifest.codec,
+        notes: Vec::new(),
         split_clips: 0,
         shape,
         threads: 0,
@@ -277,22 +278,47 @@ fn run(dataset: &Arc<Dataset>, pass: TrainPass, options: &StreamOptions, limit: 
         open_seconds: 0.0,
         first_batch_seconds: first,
         read_amplification: stats.amplification(),
+        cache: stream.cache_stats(),
         peak_memory: 0,
         ceiling: None,
     })
 }
 
+/// A dataset's split by itself, every clip once an epoch. `window`: bytes that grouped shuffling mixes; absent: uniform.
+fn split(
+    dataset: &Arc<Dataset>,
+    name: &str,
+    seed: u64,
+    global_batch: u32,
+    window: Option<u64>,
+) -> Result<TrainSet> {
+    let (clips, lanes) = (dataset.clips_of(name)?, 1);
+    let grouped = |window| Order::Grouped(Groups::new(dataset, &clips, window, lanes, seed));
+    let plan = Plan::new(PlanSpec {
+        order: window.map_or(Order::Uniform, grouped),
+        dataset_digest: dataset.digest.clone(),
+        seed,
+        clips: clips.len() as u64,
+        lanes,
+        global_batch,
+        ..PlanSpec::default()
+    })?;
+    Ok(TrainSet { sources: dataset.clone().into(), clips, plan: Arc::new(plan), notes: vec![] })
+}
+
 /// Every frame of clips that are all like the first.
-fn whole(dataset: &Dataset, clips: &[ClipIndex]) -> Result<(ClipSpec, View)> {
-    let like = dataset.clip(clips[0]);
-    if let Some(other) = clips.iter().map(|&c| dataset.clip(c)).find(|c| c.num_frames != like.num_frames) {
+fn whole(dataset: &Dataset, set: TrainSet) -> Result<Shown> {
+    let like = dataset.clip(set.clips[0]);
+    let mut clips = set.clips.iter().map(|&c| dataset.clip(c));
+    if let Some(other) = clips.find(|c| c.num_frames != like.num_frames) {
         return Err(Error::Usage(format!(
             "show whole clips: {:?} has {} frames and {:?} {}; choose --frames and --crop",
             like.clip_id, like.num_frames, other.clip_id, other.num_frames
         )));
     }
-    let spec = ClipSpec { frames: like.num_frames, sampling_rate: 1, fps: None, single_frame: false };
-    Ok((spec, View::Whole { width: like.width, height: like.height }))
+    let clip = ClipSpec { frames: like.num_frames, sampling_rate: 1, fps: None, single_frame: false };
+    let view = View::Whole { width: like.width, height: like.height };
+    Ok(Shown { set, clip, view })
 }
 
 /// A measurement reads the clock; nothing else depends on it.
@@ -308,15 +334,10 @@ mod tests {
 
     fn spec() -> Spec {
         Spec {
-            split: "train".into(),
-            seed: 1,
-            global_batch: 4,
-            lanes: 2,
-            drop_last: false,
-            stages: vec![],
             threads: 2,
             prefetch_bytes: 1 << 20,
-            requests_at_once: Some(8),
+            requests: RequestPolicy { at_once: 8, ..RequestPolicy::default() },
+            cache: None,
             limit: Duration::from_secs(60),
             epochs: 3,
             ceiling: Some(Duration::from_millis(100)),
@@ -326,7 +347,20 @@ mod tests {
     fn measured(clips: &[(u32, u32, u32)], codec: Codec) -> Result<Report> {
         let folder = tempfile::tempdir().unwrap();
         let location = write_dataset(folder.path(), codec, clips);
-        bench(&Runtime::new().unwrap(), &location, &spec(), |_| Ok(Shown::Whole))
+        bench(&Runtime::new().unwrap(), &location, &spec(), |d| whole(d, split(d, "train", 1, 4, None)?))
+    }
+
+    #[test]
+    fn a_second_measurement_finds_its_clips_in_the_cache() {
+        let [folder, cache] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let location = write_dataset(folder.path(), Codec::Raw, &[(20, 24, 16); 10]);
+        let spec = Spec { cache: Some((cache.path().into(), 64 << 20)), epochs: 1, ceiling: None, ..spec() };
+        let runtime = Runtime::new().unwrap();
+        let measured = |()| bench(&runtime, &location, &spec, |d| whole(d, split(d, "train", 1, 4, None)?));
+        let [first, second] = [(); 2].map(measured).map(Result::unwrap);
+        assert_eq!((first.requests, first.cache.unwrap().misses), (8, 16));
+        assert_eq!((second.requests, second.cache.unwrap().hits), (0, 16));
+        assert!(second.text().contains("100.0 % of 16 runs found"), "{}", second.text());
     }
 
     #[test]

@@ -1,12 +1,9 @@
 //! `marey-shards simulate`: a job's configuration and some numbers of the machines into a report.
 
-use super::{Cluster, Job, Pace, Report, Synthetic, quality, simulate, synthetic};
+use super::{Cluster, Job, Pace, Report, Synthetic, simulate, synthetic};
 use crate::format::Dataset;
-use crate::job::{clip_spec, plan_spec, train_view};
-use crate::plan::Plan;
-use crate::stream::{Augment, StreamOptions};
 use crate::{Error, Result};
-use configs::{Bytes, Config, Seconds};
+use configs::{Bytes, Config, Sampling, Seconds};
 use std::path::PathBuf;
 use std::sync::Arc;
 use storage::Location;
@@ -75,7 +72,7 @@ pub fn command(args: &Args, runtime: &Runtime) -> Result<String> {
     let pace = Pace {
         bandwidth: args.bandwidth,
         latency: args.latency.0,
-        requests_at_once: StreamOptions::new(runtime.handle().clone(), 0, 0).requests.at_once,
+        requests_at_once: config.data.requests.at_once,
         clips_per_second: args.clips_per_second,
         price_per_1000_gets: args.price_per_1000_gets,
         price_per_gb: args.price_per_gb,
@@ -83,7 +80,7 @@ pub fn command(args: &Args, runtime: &Runtime) -> Result<String> {
     if args.clips_per_second.is_some_and(|c| !(c.is_finite() && c > 0.0)) {
         return Err(Error::Usage("simulate with --clips-per-second: it must be above 0".into()));
     }
-    let mut report = Report::new(job.clips.len() as u64, job.plan.steps_per_epoch(0), cache, quality(&job));
+    let mut report = Report::new(&job, cache);
     let workers = if args.workers.is_empty() { vec![config.cluster.workers] } else { args.workers.clone() };
     for workers in workers {
         let cluster = Cluster { workers, workers_per_node: args.workers_per_node, cache };
@@ -98,30 +95,29 @@ pub fn command(args: &Args, runtime: &Runtime) -> Result<String> {
 
 fn job(args: &Args, config: &Config, runtime: &Runtime) -> Result<Job> {
     let data = &config.data;
-    if data.sampling != configs::Sampling::Uniform || !data.mixture.is_empty() || data.quarantine.is_some() {
-        return Err(Error::Usage(
-            "simulate the job: only every clip once an epoch is known here; set data.sampling, data.mixture and data.quarantine aside"
-                .into(),
-        ));
-    }
     let dataset = match args.clips {
         None => runtime.block_on(Dataset::open(&Location::parse(&data.url)?))?,
-        Some(clips) => synthetic(
-            &Synthetic {
+        Some(clips) => {
+            let chosen =
+                data.sampling != Sampling::Uniform || !data.mixture.is_empty() || data.quarantine.is_some();
+            if chosen {
+                return Err(Error::Usage(
+                    "simulate made-up clips: they have no classes and no names, and are one dataset; leave out --clips, or data.sampling, data.mixture and data.quarantine"
+                        .into(),
+                ));
+            }
+            let spec = Synthetic {
                 clips,
                 frames: args.clip_frames,
                 fps: args.clip_fps,
                 frame_bytes: args.frame_bytes.0,
                 file_bytes: 256 << 20,
-            },
-            &data.train_split,
-        )?,
+            };
+            synthetic(&spec, &data.train_split)?
+        }
     };
-    let clips = dataset.clips_of(&data.train_split)?;
-    let plan = Arc::new(Plan::new(plan_spec(config, &dataset, &clips))?);
-    let (clip, view) = (clip_spec(config), train_view(config, Augment::NONE));
     let epochs = args.epochs.unwrap_or(config.total_epochs().min(3));
-    Ok(Job { dataset: Arc::new(dataset), clips, plan, clip, view, epochs })
+    runtime.block_on(Job::open(config, &Arc::new(dataset), epochs))
 }
 
 /// "10Gbit": bits a second.

@@ -60,8 +60,11 @@ pub(super) struct Node<'a> {
     /// One a rank.
     fillers: Vec<Filler>,
     /// Slot and generation of each run that was written; it is gone where the slot's generation is another.
-    runs: HashMap<(ClipIndex, u32), (u32, u32)>,
+    runs: HashMap<(SourceClip, u32), (u32, u32)>,
 }
+
+/// A dataset of the job, and the clip's number there.
+type SourceClip = (usize, ClipIndex);
 
 impl<'a> Node<'a> {
     /// A node with an empty cache.
@@ -69,7 +72,8 @@ impl<'a> Node<'a> {
         let geometry = Geometry::of(cache);
         Self {
             job,
-            dataset: tag(&job.dataset.digest),
+            // Of one dataset: with several there is no cache.
+            dataset: tag(&job.set.sources.digest()),
             table: Table::new(geometry),
             fillers: vec![Filler::new(geometry); ranks],
             runs: HashMap::new(),
@@ -78,8 +82,7 @@ impl<'a> Node<'a> {
 
     /// What the node's ranks ask in each epoch.
     pub(super) fn run(&mut self, ranks: Range<u32>, world: u32) -> Result<Vec<Counts>> {
-        let passes =
-            ranks.map(|rank| Batches::train(&self.job.dataset.clone().into(), self.job.pass(rank, world)));
+        let passes = ranks.map(|rank| Batches::train(&self.job.set.sources, self.job.pass(rank, world)));
         let mut ranks = passes.collect::<Result<Vec<Batches>>>()?;
         let mut epochs = vec![Counts::default(); self.job.epochs as usize];
         loop {
@@ -93,12 +96,12 @@ impl<'a> Node<'a> {
                 for item in &items {
                     match &item.group {
                         Some(group) => ask_for(group, &item.frames, counts),
-                        None => self.show(item.clip, &item.frames, counts, &mut fetched),
+                        None => self.show((item.source, item.clip), &item.frames, counts, &mut fetched),
                     }
                 }
                 // What a step fetches is written behind it.
-                for (index, run) in fetched {
-                    self.keep(filler, index, run, counts);
+                for (clip, run) in fetched {
+                    self.keep(filler, clip, run, counts);
                 }
             }
             if ended {
@@ -109,20 +112,20 @@ impl<'a> Node<'a> {
 
     fn show(
         &mut self,
-        index: ClipIndex,
+        at: SourceClip,
         frames: &[u32],
         counts: &mut Counts,
-        fetched: &mut Vec<(ClipIndex, u32)>,
+        fetched: &mut Vec<(SourceClip, u32)>,
     ) {
-        let clip = self.job.dataset.clip(index);
+        let clip = self.job.set.sources.dataset(at.0).clip(at.1);
         let size = |runs: Range<u32>| {
-            let at = clip.run_bytes(runs);
-            at.end - at.start
+            let range = clip.run_bytes(runs);
+            range.end - range.start
         };
         counts.views += 1;
         let mut missing = Vec::new();
         for run in runs_of(frames) {
-            match self.find(index, run) {
+            match self.find(at, run) {
                 Some(slot) => {
                     self.table.touch(slot);
                     counts.hits += 1;
@@ -134,24 +137,24 @@ impl<'a> Node<'a> {
                 }
             }
         }
-        fetched.extend(missing.iter().map(|&run| (index, run)));
+        fetched.extend(missing.iter().map(|&run| (at, run)));
         for span in spans(missing) {
             counts.requests += 1;
             counts.bytes += size(span);
         }
     }
 
-    fn find(&self, index: ClipIndex, run: u32) -> Option<u32> {
-        let &(slot, generation) = self.runs.get(&(index, run))?;
+    fn find(&self, at: SourceClip, run: u32) -> Option<u32> {
+        let &(slot, generation) = self.runs.get(&(at, run))?;
         (self.table.slots[slot as usize].generation == generation).then_some(slot)
     }
 
-    fn keep(&mut self, filler: usize, index: ClipIndex, run: u32, counts: &mut Counts) {
-        if self.find(index, run).is_some() {
+    fn keep(&mut self, filler: usize, at: SourceClip, run: u32, counts: &mut Counts) {
+        if self.find(at, run).is_some() {
             return;
         }
-        let at = self.job.dataset.clip(index).run_bytes(run..run + 1);
-        let bytes = at.end - at.start;
+        let range = self.job.set.sources.dataset(at.0).clip(at.1).run_bytes(run..run + 1);
+        let bytes = range.end - range.start;
         let others = self.fillers.iter().enumerate().filter(|(i, _)| *i != filler);
         let held: Vec<u32> = others.filter_map(|(_, f)| f.open()).map(|open| open.slot).collect();
         let (table, dataset) = (&mut self.table, &self.dataset);
@@ -171,7 +174,7 @@ impl<'a> Node<'a> {
             self.table.publish(open, false);
         }
         counts.written_bytes += bytes;
-        self.runs.insert((index, run), (slot, generation));
+        self.runs.insert((at, run), (slot, generation));
     }
 }
 

@@ -7,11 +7,12 @@
 
 use super::Job;
 use crate::random::Keyed;
+use crate::trainset::TrainSet;
 
 /// Entropy of the first epoch's order as a part of a true permutation's: 1 is as good, 0 no shuffle at all.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Quality {
-    /// Of the clips' places in the index.
+    /// Of the clips' places among all that the job trains on.
     pub clips: f64,
     /// Of the places of their data files; 1 where there is only one.
     pub files: f64,
@@ -19,18 +20,26 @@ pub struct Quality {
 
 /// Measures the order of all global batches of epoch 0, one after another.
 pub fn quality(job: &Job) -> Quality {
+    let TrainSet { sources, clips, plan, .. } = &job.set;
     let batch = |step| {
-        let mut batch: Vec<u32> = job.plan.global_batch(0, step).iter().map(|s| s.clip).collect();
+        let mut batch: Vec<u32> = plan.global_batch(0, step).iter().map(|s| s.clip).collect();
         Keyed::new("order in a batch", "", &[step]).shuffle(&mut batch);
         batch
     };
-    let order: Vec<u32> = (0..job.plan.steps_per_epoch(0)).flat_map(batch).collect();
+    let order: Vec<u32> = (0..plan.steps_per_epoch(0)).flat_map(batch).collect();
     let mut random = order.clone();
     random.sort_unstable();
     Keyed::new("true permutation", "", &[]).shuffle(&mut random);
-    let files = |order: &[u32]| -> Vec<u32> {
-        order.iter().map(|&place| job.dataset.clip(job.clips[place as usize]).file).collect()
+    // The files of one dataset are numbered after those of the one before.
+    let before: Vec<u32> = sources
+        .datasets()
+        .scan(0, |next, d| Some(std::mem::replace(next, *next + d.manifest.files.len() as u32)))
+        .collect();
+    let file = |&place: &u32| {
+        let (source, clip) = sources.place(clips[place as usize]);
+        before[source] + sources.dataset(source).clip(clip).file
     };
+    let files = |order: &[u32]| -> Vec<u32> { order.iter().map(file).collect() };
     let part = |order: &[u32], random: &[u32]| match entropy(random) {
         most if most > 0.0 => entropy(order) / most,
         _ => 1.0,

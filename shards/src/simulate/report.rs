@@ -1,6 +1,6 @@
 //! From counts to times, rates and prices; as text and JSON.
 
-use super::{Cluster, Counts, Quality};
+use super::{Cluster, Counts, Job, Quality, quality};
 use crate::inspect::size;
 use serde::Serialize;
 use std::fmt::Write;
@@ -64,13 +64,23 @@ pub struct Report {
     steps_per_epoch: u64,
     cache: u64,
     quality: Quality,
+    /// What a person should know of the job's clips.
+    notes: Vec<String>,
     worlds: Vec<World>,
 }
 
 impl Report {
-    /// A report on so many clips and steps an epoch, with caches of `cache` bytes.
-    pub fn new(clips: u64, steps_per_epoch: u64, cache: u64, quality: Quality) -> Self {
-        Self { clips, steps_per_epoch, cache, quality, worlds: Vec::new() }
+    /// A report on a job, with caches of `cache` bytes.
+    pub fn new(job: &Job, cache: u64) -> Self {
+        let plan = &job.set.plan;
+        Self {
+            clips: plan.spec().epoch_clips(),
+            steps_per_epoch: plan.steps_per_epoch(0),
+            cache,
+            quality: quality(job),
+            notes: job.set.notes.clone(),
+            worlds: Vec::new(),
+        }
     }
 
     /// Adds what [`super::simulate`] found for one size of cluster.
@@ -85,14 +95,16 @@ impl Report {
     /// For people.
     pub fn text(&self) -> String {
         let mut out = format!(
-            "{} clips, {} steps an epoch; a cache of {} a node\n\
-             shuffle: {:.4} of a true permutation's entropy (data files: {:.4})\n\n\
+            "{} clips in {} steps an epoch; a cache of {} a node\n\
+             shuffle: {:.4} of a true permutation's entropy (data files: {:.4})\n\
+             {}\n\
              workers nodes epoch   bytes/node (most)       GETs  hit rate  seconds  bound      GETs/s     cost\n",
             self.clips,
             self.steps_per_epoch,
             size(self.cache),
             self.quality.clips,
             self.quality.files,
+            self.notes.iter().map(|note| format!("{note}\n")).collect::<String>(),
         );
         for world in &self.worlds {
             for e in &world.epochs {

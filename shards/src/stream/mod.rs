@@ -13,6 +13,7 @@ mod sources;
 pub use crate::augment::{Augment, ColorJitter, Erasing, RandAugment};
 pub use crate::reader::Stats;
 pub use crate::sampling::{ClipSpec, Scale, TestSampling, View};
+pub use configs::OnDamage;
 pub use sources::{Source, Sources};
 
 use crate::cache::{self, Cache};
@@ -40,19 +41,11 @@ pub struct StreamOptions {
     pub prefetch_bytes: u64,
     /// How the store is asked.
     pub requests: RequestPolicy,
+    /// What becomes of a clip whose stored bytes are not what was written, also when they are fetched again: an error
+    /// that names it ends the stream, or its batch lacks it and everything else comes as it would.
     pub on_damage: OnDamage,
     /// The node's cache, opened for this dataset.
     pub cache: Option<Arc<Cache>>,
-}
-
-/// What becomes of a clip whose stored bytes are not what was written, also when they are fetched again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnDamage {
-    /// An error that names it ends the stream.
-    #[default]
-    Stop,
-    /// Its batch lacks it; everything else comes as it would.
-    Quarantine,
 }
 
 impl StreamOptions {

@@ -34,6 +34,12 @@ impl Limiter {
         lock(&self.0).pace.limit()
     }
 
+    /// True where the store could be asked for more than as much again as is under way.
+    pub(super) fn has_room(&self) -> bool {
+        let state = lock(&self.0);
+        state.waiting.is_empty() && 2 * state.under_way < state.pace.limit()
+    }
+
     /// Waits for a place; `again`: before those who ask for the first time.
     pub(super) async fn acquire(self: &Arc<Self>, again: bool) -> UnderWay {
         let place = {

@@ -42,7 +42,8 @@ pub struct RequestPolicy {
     /// The first wait before it is sent again, and the longest.
     pub backoff: [Duration; 2],
     /// A request that takes this many times what all but a twentieth take is sent a second time, and the first
-    /// answer counts.
+    /// answer counts. Half as many times while less than half of `at_once` is under way: then others wait for this
+    /// one, and a second copy takes nothing from them.
     pub hedge_after: f64,
     /// Second copies sent at most, as a share of all requests; 0: none.
     pub hedge_share: f64,
@@ -189,9 +190,12 @@ impl Requests {
         let mut sent = 1;
         loop {
             let usual = lock(&self.latency).p95();
-            let due = usual.map(|p95| last + p95.mul_f64(self.policy.hedge_after));
-            // Looked at anew now and then: what is usual changes, and so does the allowance.
-            let look = due.map_or(Instant::now() + LOOK, |due| due.max(Instant::now() + LOOK / 20));
+            let patience = self.policy.hedge_after * if self.limiter.has_room() { 0.5 } else { 1.0 };
+            let due = usual.map(|p95| last + p95.mul_f64(patience));
+            // Looked at anew now and then: what is usual changes, and so do room and allowance.
+            let look =
+                due.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()).clamp(LOOK / 20, LOOK));
+            let look = Instant::now() + look;
             tokio::select! {
                 biased;
                 Some((number, result)) = copies.next() => match result {

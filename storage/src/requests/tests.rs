@@ -65,6 +65,21 @@ async fn refusals_and_stalls_cost_little() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_second_copy_comes_sooner_where_there_is_room() {
+    let requests = Requests::new(RequestPolicy::default());
+    time(&requests, 640, |_| (100 * MS, false)).await;
+    // One alone, stalled: half of three times 100 ms, and 100 ms for the second copy.
+    let alone = time(&requests, 1, |n| (if n == 1 { 1000 * 100 * MS } else { 100 * MS }, false)).await;
+    assert!((250 * MS..300 * MS).contains(&alone), "{alone:?}");
+    // The same beside as many as may be under way.
+    let requests = Requests::new(RequestPolicy::default());
+    let busy =
+        time(&requests, 64 * 40, |n| (if n == 1000 { 1000 * 100 * MS } else { 100 * MS }, false)).await;
+    assert!(busy < 42 * 100 * MS, "{busy:?}");
+    assert_eq!(requests.stats().hedges, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_overloaded_store_is_asked_less_and_then_more_again() {
     // It does eight at a time and refuses the rest, then recovers.
     let requests = Requests::new(RequestPolicy { retries: 1000, ..Default::default() });

@@ -153,6 +153,7 @@ impl Fault {
             400 => "AuthorizationHeaderMalformed",
             403 => "AccessDenied",
             404 => "NoSuchKey",
+            409 => "ConditionalRequestConflict",
             412 => "PreconditionFailed",
             429 => "TooManyRequests",
             500 => "InternalError",

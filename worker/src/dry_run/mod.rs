@@ -4,7 +4,7 @@
 mod activations;
 mod table;
 
-use crate::{Error, Result, feed, schedule, trainset::TrainSet};
+use crate::{Error, Result, feed, schedule};
 use configs::{Config, Optimizer, Precision, Sgd};
 use models::{Model, Role};
 use serde::Serialize;
@@ -12,6 +12,7 @@ use shards::{
     format::{Clip, Dataset, RUN_FRAMES},
     plan::{Plan, PlanSpec},
     stream::ClipSpec,
+    trainset::TrainSet,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use storage::Location;

@@ -16,7 +16,7 @@ use crate::{
     device::{Device, parse_devices},
     metrics::Tally,
     report,
-    restore::{Judge, Opened, Progress, view},
+    restore::{Judge, Judged, Opened, Progress, view},
 };
 use configs::{LossKind, Test, TestSampling, Views};
 use plan::Plan;
@@ -99,23 +99,33 @@ impl Split {
         }
     }
 
-    fn clip(&self, place: usize) -> Clip<'_> {
+    /// The clip at a place of the split.
+    pub fn clip(&self, place: usize) -> Clip<'_> {
         self.dataset.clip(self.clips[place])
     }
 }
 
 /// Counts this rank's clips, which `stream` yields of `split` in one or more views each. `tick` is called
-/// after every batch and may end it: the evaluation is alive. Gives back besides what is wrong with each clip that is left out.
+/// after every batch and may end it: the evaluation is alive. Gives back besides what is wrong with each clip that is
+/// left out, by its place.
 pub fn run(
     judge: &Judge,
     stream: Stream,
     split: &Split,
     tick: impl FnMut() -> Result<()>,
 ) -> Result<(Tally, BTreeMap<u32, String>)> {
-    let mut tally = split.tally();
-    let missing = judge.score(stream, tick, |clip| {
-        let place = clip.place as usize;
-        tally.count(place, &clip.scores, &labels(split.clip(place)))
+    let (mut tally, mut missing) = (split.tally(), BTreeMap::new());
+    judge.score(stream, tick, |judged| {
+        match judged {
+            Judged::Score(clip) => {
+                let place = clip.place as usize;
+                tally.count(place, &clip.scores, &labels(split.clip(place)))?;
+            }
+            Judged::Damaged { place, why } => {
+                missing.insert(place, why);
+            }
+        }
+        Ok(())
     })?;
     Ok((tally, missing))
 }
@@ -179,6 +189,13 @@ pub fn command(args: EvalArgs) -> Result<()> {
         runtime.block_on(pieces::join_views(&out, plan.pieces(), file))?;
     }
     let result = runtime.block_on(summary::Summary::read(&plan, &out, &split, &header))?;
+    if let Some((_, why)) = result.missing.first().filter(|_| result.missing.len() == plan.clips) {
+        return Err(Error::Evaluation(format!(
+            "measure {name} of {}: all of its {} are damaged: failed to {why}",
+            args.data,
+            report::clips(plan.clips)
+        )));
+    }
     if result.tally.clips() == 0 {
         return Err(Error::Usage(format!(
             "measure {name} of {}: none of its {} clips has a label",
@@ -191,6 +208,7 @@ pub fn command(args: EvalArgs) -> Result<()> {
     }
     if args.json {
         println!("{json:#}");
+        result.left_out().iter().for_each(|line| eprintln!("{line}"));
     } else {
         print!("{}", result.text(&plan, &test, &header));
     }

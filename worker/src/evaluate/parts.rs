@@ -71,10 +71,10 @@ pub fn work(
     let mut left = todo.iter();
     let mut piece = left.next();
     let mut finished = vec![];
-    restored.score(dataset, clips.clone(), &plan.test()?, batch, plan.view_scores, |clip| {
-        finished.push(clip);
+    restored.score(dataset, clips.clone(), &plan.test()?, batch, plan.view_scores, |judged| {
+        finished.push(judged);
         let Some(&number) = piece.filter(|&&p| plan.places(p).len() == finished.len()) else { return Ok(()) };
-        let metas: Vec<_> = finished.iter().map(|s| dataset.clip(clips[s.place as usize])).collect();
+        let metas: Vec<_> = finished.iter().map(|f| dataset.clip(clips[f.place() as usize])).collect();
         restored.block_on(pieces::write(out, number, &metas, &finished, plan.view_scores))?;
         done(finished.len());
         finished.clear();

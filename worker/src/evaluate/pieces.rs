@@ -1,6 +1,6 @@
 //! Finished scores as Parquet: the pieces that an evaluation goes on from, and the table of all views.
 
-use crate::{Error, Result, restore::ClipScore};
+use crate::{Error, Result, restore::Judged};
 use arrow::{
     array::{
         Array, ArrayRef, AsArray, Float32Builder, Float64Builder, Int32Array, Int32Builder, ListBuilder,
@@ -18,11 +18,12 @@ use storage::Location;
 pub const FOLDER: &str = "pieces";
 const VIEWS: &str = "views";
 
-/// The scores of one clip.
+/// What became of one clip.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
     pub clip_id: String,
-    pub scores: Vec<f64>,
+    /// Or what reading it failed to do, where it is damaged.
+    pub scores: std::result::Result<Vec<f64>, String>,
 }
 
 /// The piece that a key stands for.
@@ -30,20 +31,20 @@ pub fn number(key: &str) -> Option<usize> {
     key.strip_prefix(FOLDER)?.strip_prefix('/')?.strip_suffix(".parquet")?.parse().ok()
 }
 
-/// Writes a piece: once its file is there, all of it is. `clips` are the clips of `scores`.
+/// Writes a piece: once its file is there, all of it is. `clips` are the clips of `judged`.
 pub async fn write(
     out: &Location,
     piece: usize,
     clips: &[Clip<'_>],
-    scores: &[ClipScore],
+    judged: &[Judged],
     views: bool,
 ) -> Result<()> {
     let failed = |why: String| Error::Evaluation(format!("write {}: {why}", out.url_of(&key(FOLDER, piece))));
     if views {
-        let bytes = encode(view_rows(clips, scores).map_err(&failed)?).map_err(&failed)?;
+        let bytes = encode(view_rows(clips, judged).map_err(&failed)?).map_err(&failed)?;
         out.put_chunks(&key(VIEWS, piece), vec![bytes]).await?;
     }
-    let bytes = encode(clip_rows(clips, scores).map_err(&failed)?).map_err(&failed)?;
+    let bytes = encode(clip_rows(clips, judged).map_err(&failed)?).map_err(&failed)?;
     Ok(out.put_chunks(&key(FOLDER, piece), vec![bytes]).await?)
 }
 
@@ -60,7 +61,7 @@ pub async fn read(out: &Location, piece: usize) -> Result<Vec<Row>> {
 }
 
 /// Joins the views of all pieces into one file: `clip_id`, `view`, `label` (null: none), `labels`, `scores`.
-/// It appears by a rename.
+/// Damaged clips have no views. It appears by a rename.
 pub async fn join_views(out: &Location, pieces: usize, to: &Path) -> Result<()> {
     let partial = to.with_extension("parquet.partial");
     let io = |path: &Path| {
@@ -85,19 +86,28 @@ fn key(folder: &str, piece: usize) -> String {
     format!("{folder}/{piece:06}.parquet")
 }
 
-fn clip_rows(clips: &[Clip<'_>], scores: &[ClipScore]) -> std::result::Result<RecordBatch, String> {
+fn clip_rows(clips: &[Clip<'_>], judged: &[Judged]) -> std::result::Result<RecordBatch, String> {
     let mut lists = ListBuilder::new(Float64Builder::new());
-    for score in scores {
-        lists.values().append_slice(&score.scores);
+    let mut damage = vec![];
+    for judged in judged {
+        if let Judged::Score(clip) = judged {
+            lists.values().append_slice(&clip.scores);
+        }
         lists.append(true);
+        damage.push(match judged {
+            Judged::Score(_) => None,
+            Judged::Damaged { why, .. } => Some(why.as_str()),
+        });
     }
     let lists = lists.finish();
     let schema = Schema::new(vec![
         Field::new("clip_id", DataType::Utf8, false),
         Field::new("scores", lists.data_type().clone(), false),
+        Field::new("damage", DataType::Utf8, true),
     ]);
     let ids = StringArray::from_iter_values(clips.iter().map(|c| c.clip_id));
-    RecordBatch::try_new(Arc::new(schema), vec![Arc::new(ids), Arc::new(lists)]).map_err(|e| e.to_string())
+    let columns: Vec<ArrayRef> = vec![Arc::new(ids), Arc::new(lists), Arc::new(StringArray::from(damage))];
+    RecordBatch::try_new(Arc::new(schema), columns).map_err(|e| e.to_string())
 }
 
 fn view_schema() -> SchemaRef {
@@ -111,9 +121,9 @@ fn view_schema() -> SchemaRef {
     ]))
 }
 
-fn view_rows(clips: &[Clip<'_>], scores: &[ClipScore]) -> std::result::Result<RecordBatch, String> {
+fn view_rows(clips: &[Clip<'_>], judged: &[Judged]) -> std::result::Result<RecordBatch, String> {
     let rows =
-        || clips.iter().zip(scores).flat_map(|(c, s)| (0i32..).zip(&s.views).map(move |(v, p)| (*c, v, p)));
+        || clips.iter().zip(judged).flat_map(|(c, j)| (0i32..).zip(j.views()).map(move |(v, p)| (*c, v, p)));
     let mut labels = ListBuilder::new(Int32Builder::new());
     let mut lists = ListBuilder::new(Float32Builder::new());
     for (clip, _, view) in rows() {
@@ -154,11 +164,18 @@ fn decode(bytes: Bytes) -> std::result::Result<Vec<Row>, String> {
     for batch in batches(bytes)? {
         let ids = batch.column_by_name("clip_id").and_then(|c| c.as_string_opt::<i32>());
         let scores = batch.column_by_name("scores").and_then(|c| c.as_list_opt::<i32>());
-        let (Some(ids), Some(scores)) = (ids, scores) else { return Err("it lacks a column".into()) };
+        let damage = batch.column_by_name("damage").and_then(|c| c.as_string_opt::<i32>());
+        let (Some(ids), Some(scores), Some(damage)) = (ids, scores, damage) else {
+            return Err("it lacks a column".into());
+        };
         for row in 0..batch.num_rows() {
             let values = scores.value(row);
             let values = values.as_primitive_opt::<Float64Type>().ok_or("its scores are no floats")?;
-            rows.push(Row { clip_id: ids.value(row).into(), scores: values.values().to_vec() });
+            let scores = match damage.is_null(row) {
+                true => Ok(values.values().to_vec()),
+                false => Err(damage.value(row).into()),
+            };
+            rows.push(Row { clip_id: ids.value(row).into(), scores });
         }
     }
     Ok(rows)
@@ -167,6 +184,7 @@ fn decode(bytes: Bytes) -> std::result::Result<Vec<Row>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::restore::ClipScore;
 
     fn clip<'a>(id: &'a str, label: Option<i32>, labels: &'a [i32]) -> Clip<'a> {
         Clip {
@@ -188,20 +206,26 @@ mod tests {
         }
     }
 
-    fn score(place: u32, scores: &[f64]) -> ClipScore {
-        ClipScore { place, scores: scores.into(), views: vec![scores.into(), vec![0.5; scores.len()]] }
+    fn score(place: u32, scores: &[f64]) -> Judged {
+        let views = vec![scores.into(), vec![0.5; scores.len()]];
+        Judged::Score(ClipScore { place, scores: scores.into(), views })
+    }
+
+    fn damaged(place: u32) -> Judged {
+        Judged::Damaged { place, why: "read clip \"c\"".into() }
     }
 
     #[tokio::test]
     async fn pieces_come_back_to_the_last_bit() {
         let dir = tempfile::tempdir().unwrap();
         let out = Location::parse(dir.path().to_str().unwrap()).unwrap();
-        let clips = [clip("a", Some(1), &[]), clip("b", None, &[0, 1])];
-        let scores = [score(0, &[0.1, 1.0 / 3.0]), score(1, &[1e-300, 1.0])];
-        write(&out, 3, &clips, &scores, false).await.unwrap();
+        let clips = [clip("a", Some(1), &[]), clip("c", Some(0), &[]), clip("b", None, &[0, 1])];
+        let judged = [score(0, &[0.1, 1.0 / 3.0]), damaged(1), score(2, &[1e-300, 1.0])];
+        write(&out, 3, &clips, &judged, false).await.unwrap();
         let rows = read(&out, 3).await.unwrap();
-        assert_eq!(rows[0], Row { clip_id: "a".into(), scores: vec![0.1, 1.0 / 3.0] });
-        assert_eq!(rows[1], Row { clip_id: "b".into(), scores: vec![1e-300, 1.0] });
+        assert_eq!(rows[0], Row { clip_id: "a".into(), scores: Ok(vec![0.1, 1.0 / 3.0]) });
+        assert_eq!(rows[1], Row { clip_id: "c".into(), scores: Err("read clip \"c\"".into()) });
+        assert_eq!(rows[2], Row { clip_id: "b".into(), scores: Ok(vec![1e-300, 1.0]) });
         assert_eq!(
             out.list("").await.unwrap().iter().filter_map(|o| number(&o.key)).collect::<Vec<_>>(),
             [3]
@@ -217,7 +241,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let out = Location::parse(dir.path().to_str().unwrap()).unwrap();
         let clips = [clip("a", Some(1), &[]), clip("b", None, &[0, 1])];
-        write(&out, 0, &clips[..1], &[score(0, &[0.25, 0.75])], true).await.unwrap();
+        let first = [clips[0], clip("c", Some(0), &[])];
+        write(&out, 0, &first, &[score(0, &[0.25, 0.75]), damaged(1)], true).await.unwrap();
         write(&out, 1, &clips[1..], &[score(0, &[1.0, 0.0])], true).await.unwrap();
         let file = dir.path().join("scores.parquet");
         join_views(&out, 2, &file).await.unwrap();

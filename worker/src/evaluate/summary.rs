@@ -11,16 +11,22 @@ use configs::Test;
 use serde_json::{Value, json};
 use storage::Location;
 
+/// Damaged clips that are named in the tables; JSON names them all.
+const NAMED: usize = 20;
+
 /// What an evaluation came to.
 pub struct Summary {
     pub tally: Tally,
+    /// Clips that are left out of it because they are damaged, by their ids, and what reading them failed to do.
+    pub missing: Vec<(String, String)>,
     predictions: Vec<Value>,
 }
 
 impl Summary {
     /// Counts every clip of every piece.
     pub async fn read(plan: &Plan, out: &Location, split: &Split, header: &Header) -> Result<Self> {
-        let mut all = Self { tally: split.tally(), predictions: Vec::with_capacity(plan.clips) };
+        let predictions = Vec::with_capacity(plan.clips);
+        let mut all = Self { tally: split.tally(), missing: vec![], predictions };
         for piece in 0..plan.pieces() {
             let rows = pieces::read(out, piece).await?;
             let places = plan.places(piece);
@@ -33,8 +39,13 @@ impl Summary {
                 )));
             }
             for (place, row) in places.zip(rows) {
-                all.tally.count(place, &row.scores, &labels(split.clip(place)))?;
-                all.predictions.push(prediction(split, place, &header.labels, &row.scores));
+                match row.scores {
+                    Ok(scores) => {
+                        all.tally.count(place, &scores, &labels(split.clip(place)))?;
+                        all.predictions.push(prediction(split, place, &header.labels, &scores));
+                    }
+                    Err(why) => all.missing.push((row.clip_id, why)),
+                }
             }
         }
         Ok(all)
@@ -42,9 +53,10 @@ impl Summary {
 
     /// Tables.
     pub fn text(&self, plan: &Plan, test: &Test, header: &Header) -> String {
+        let left_out: String = self.left_out().into_iter().map(|line| line + "\n").collect();
         format!(
-            "{} of split {}, {} of them labelled, {} views of {} pixels each; step {} of {}\n\n{}",
-            report::clips(plan.clips),
+            "{} of split {}, {} of them labelled, {} views of {} pixels each; step {} of {}\n{left_out}\n{}",
+            report::clips(plan.clips - self.missing.len()),
             plan.split,
             self.tally.clips(),
             test.views,
@@ -55,7 +67,22 @@ impl Summary {
         )
     }
 
-    /// Everything, with a prediction for every clip.
+    /// How many clips are left out, and what is wrong with the first of them; nothing where all are whole.
+    pub fn left_out(&self) -> Vec<String> {
+        let count = self.missing.len();
+        if count == 0 {
+            return vec![];
+        }
+        let mut lines =
+            vec![format!("left out, because their stored bytes are damaged: {}", report::clips(count))];
+        lines.extend(self.missing.iter().take(NAMED).map(|(_, why)| format!("  failed to {why}")));
+        if count > NAMED {
+            lines.push(format!("  and {} more, which --json names", count - NAMED));
+        }
+        lines
+    }
+
+    /// Everything, with a prediction for every clip that is not left out.
     pub fn json(&self, plan: &Plan, test: &Test, split: &Split, header: &Header) -> Value {
         let tally = &self.tally;
         let counts = tally.per_class();
@@ -93,6 +120,7 @@ impl Summary {
             "labels": header.labels,
             "per_class": header.labels.iter().enumerate().map(per_class).collect::<Vec<_>>(),
             "confusion": confusion,
+            "missing": self.missing.iter().map(|(id, why)| json!({ "clip_id": id, "why": why })).collect::<Vec<_>>(),
             "predictions": self.predictions,
         })
     }

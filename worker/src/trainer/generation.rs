@@ -230,13 +230,12 @@ impl<'a> Generation<'a> {
         self.shape = shape;
     }
 
-    /// What the log should say: a rate that is not the configuration's own. And the last step of a generation that
-    /// broke off, whose rank 0 may be gone without having reported it.
+    /// What the log should say: a rate that is not the configuration's own. And the last steps of a generation that
+    /// broke off, whose rank 0 may be gone without having reported them; the coordinator knows which are news.
     fn announce(&mut self) {
-        let last = self.kept.report.clone().filter(|r| self.kept.broke && r.step == self.kept.position.step);
-        self.kept.broke = false;
-        if let (0, Some(last)) = (self.at.rank, last) {
-            self.session.send(Message::Step(v1::StepReport { generation: self.at.generation, ..last }));
+        let reports = std::mem::take(&mut self.kept.reports);
+        if std::mem::take(&mut self.kept.broke) && self.kept.tells {
+            reports.into_iter().for_each(|report| self.session.send(Message::Step(report)));
         }
         let optimizer = &self.job.config.optimizer;
         let batch = self.job.config.train.global_batch;
@@ -262,7 +261,7 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Every rank keeps the report of its last step; rank 0 sends it.
+    /// Rank 0 sends the report of a step; the others keep it.
     fn report(
         &mut self,
         batch: &Batch,
@@ -297,9 +296,9 @@ impl<'a> Generation<'a> {
             skipped: of.skipped,
             missing: of.missing.clone(),
         };
-        self.kept.report = Some(report.clone());
-        if self.at.rank == 0 {
-            self.session.send(Message::Step(report));
+        match self.at.rank {
+            0 => self.session.send(Message::Step(report)),
+            _ => self.kept.remember(report),
         }
     }
 

@@ -14,12 +14,14 @@ use crate::{
     state::State,
 };
 use collective::{Group, ReduceOp};
-use prost::Message;
 use proto::v1;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use storage::Bandwidth;
 use tch::{Tensor, kind::Element};
 use tokio::task::JoinHandle;
+
+/// Reports of so many steps are kept: more than a coordinator leaves a silent rank 0 the time for.
+const REPORTS: usize = 4096;
 
 /// One rank's training as it stands at a step boundary.
 pub(super) struct Kept {
@@ -35,10 +37,12 @@ pub(super) struct Kept {
     pub(super) skipped: u64,
     /// Damaged clips that were spoken of, by their places in the split.
     pub(super) told: BTreeSet<u32>,
-    /// What there was to report of the last step.
-    pub(super) report: Option<v1::StepReport>,
-    /// The last generation broke off: its rank 0 may not have reported that step.
+    /// What its rank 0 had to report of the last steps of the generation, if that is another: it may be gone with it.
+    pub(super) reports: VecDeque<v1::StepReport>,
+    /// The last generation broke off: its rank 0 may not have reported all steps.
     pub(super) broke: bool,
+    /// This rank is the one that tells them.
+    pub(super) tells: bool,
     /// This rank's share of the last checkpoint, on its way; a generation's end does not stop it.
     pub(super) upload: Option<Upload>,
     /// The last step that this rank took its share of a checkpoint of.
@@ -87,8 +91,9 @@ impl Kept {
             owed: Owed::default(),
             skipped: 0,
             told: BTreeSet::new(),
-            report: None,
+            reports: VecDeque::new(),
             broke: false,
+            tells: false,
             upload: None,
             saved: None,
             stepped: false,
@@ -99,6 +104,14 @@ impl Kept {
     pub(super) fn break_off(&mut self, session: &Session) {
         self.broke = true;
         self.owed.checkpoint |= self.saved.is_some_and(|step| session.committed() < Some(step));
+    }
+
+    /// Another rank has reported this step, as far as is known here.
+    pub(super) fn remember(&mut self, report: v1::StepReport) {
+        if self.reports.len() == REPORTS {
+            self.reports.pop_front();
+        }
+        self.reports.push_back(report);
     }
 
     /// Agrees with the other ranks of a new group, and leaves this one with the state that counts. False: nobody has
@@ -119,7 +132,8 @@ impl Kept {
         if at.rank == source {
             tell(&claims, &agreed);
         }
-        let (place, owed, skipped) = self.hear_place(source, at.rank == source, group, job)?;
+        self.tells = self.broke && at.rank == source;
+        let (place, owed, skipped) = self.hear_place(source, group, job)?;
         let behind = agreed.behind.contains(&at.rank);
         if !agreed.behind.is_empty() {
             // What a survivor has stays until all of the other state is here: the source may die on the way.
@@ -150,26 +164,13 @@ impl Kept {
         })
     }
 
-    /// The source's position, what it owes there, and how many steps were skipped; kept is what it has to report of
-    /// the last step.
-    fn hear_place(
-        &mut self,
-        source: usize,
-        is_mine: bool,
-        group: &Group,
-        job: &Job,
-    ) -> Result<(Place, Owed, u64)> {
+    /// The source's position, what it owes there, and how many steps were skipped.
+    fn hear_place(&self, source: usize, group: &Group, job: &Job) -> Result<(Place, Owed, u64)> {
         let Place { epoch, step_in_epoch, step } = self.position;
-        let report = self.report.take().filter(|_| is_mine && self.broke).map(|r| r.encode_to_vec());
-        let mut report = report.unwrap_or_default();
         let owed = [self.owed.measure, self.owed.checkpoint].map(u64::from);
-        let numbers = [epoch, step_in_epoch, step, owed[0], owed[1], self.skipped, report.len() as u64];
+        let numbers = [epoch, step_in_epoch, step, owed[0], owed[1], self.skipped];
         let numbers = broadcast(&numbers.map(|n| n as i64), source, group, job)?;
         let number = |i: usize| numbers.get(i).map_or(0, |n| *n as u64);
-        if number(6) > 0 {
-            report.resize(number(6) as usize, 0);
-            self.report = v1::StepReport::decode(&broadcast(&report, source, group, job)?[..]).ok();
-        }
         let place = Place { epoch: number(0), step_in_epoch: number(1), step: number(2) };
         Ok((place, Owed { measure: number(3) != 0, checkpoint: number(4) != 0 }, number(5)))
     }

@@ -16,8 +16,8 @@ pub(super) const MOMENTUM: f64 = 0.1;
 
 /// How an evaluation ended.
 enum Measured {
-    /// The whole group's tally, and how many clips it lacks.
-    Counted(Box<Tally>, u64),
+    /// The whole group's tally, and the ids of the clips that it lacks.
+    Counted(Box<Tally>, Vec<String>),
     /// The dataset has no such split.
     Nothing,
     /// The generation is being left.
@@ -105,18 +105,21 @@ impl Generation<'_> {
             counted => Some(counted?),
         };
         let device = self.job.options.device.torch();
-        let missing = counted.iter().flat_map(|(_, missing)| missing.values());
-        for why in missing.clone() {
+        let missing = counted.iter().flat_map(|(_, missing)| missing);
+        for (_, why) in missing.clone() {
             self.session.log("warn", format!("the evaluation leaves out a clip: failed to {why}"));
         }
-        let votes = [missing.count() as f64, f64::from(asked.leave), f64::from(asked.checkpoint)];
+        let missing: Vec<u32> = missing.map(|(place, _)| *place).collect();
+        let votes = [missing.len() as f64, f64::from(asked.leave), f64::from(asked.checkpoint)];
         let votes = Tensor::from_slice(&votes).f_to_device(device)?;
         self.group.all_reduce(&votes, ReduceOp::Sum)?.wait()?;
         let votes = Vec::<f64>::try_from(&votes.f_to_device(tch::Device::Cpu)?)?;
         match counted {
             Some((tally, _)) if votes[1] == 0.0 => {
                 let tally = tally.all_reduce(&self.group, device)?;
-                Ok(Measured::Counted(Box::new(tally), votes[0] as u64))
+                let missing = self.places_of_all(&missing, votes[0] as usize)?;
+                let id = |place: u32| split.clip(place as usize).clip_id.to_string();
+                Ok(Measured::Counted(Box::new(tally), missing.into_iter().map(id).collect()))
             }
             _ => Ok(Measured::GaveWay(self.session.agreed(true, votes[2] > 0.0))),
         }

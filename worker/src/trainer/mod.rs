@@ -27,7 +27,6 @@ use crate::{
     feed::{Feed, open_cache},
     session::{self, Assignment, Opening, Session},
     state::State,
-    trainset::TrainSet,
 };
 use configs::Config;
 use generation::Generation;
@@ -37,7 +36,7 @@ use proto::{
     Access, Connection,
     v1::{self, worker_message::Kind as Message},
 };
-use shards::{cache::Cache, format::Dataset, stream::Stream};
+use shards::{cache::Cache, format::Dataset, stream::Stream, trainset::TrainSet};
 use signals::Signals;
 use std::{
     sync::Arc,

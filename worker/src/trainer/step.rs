@@ -243,15 +243,24 @@ impl Generation<'_> {
                 self.session.log("warn", text);
             }
         }
-        // A row for each rank: the places of its clips, counted from 1.
-        let mut rows = vec![0.0; self.at.world * views];
-        let mine = rows[self.at.rank * views..].iter_mut();
-        mine.zip(&batch.missing).for_each(|(place, lost)| *place = f64::from(lost.clip) + 1.0);
+        let mine: Vec<u32> = batch.missing.iter().map(|lost| lost.clip).collect();
+        let places = self.places_of_all(&mine, views)?;
+        Ok(self.job.clip_ids(&places.into_iter().collect::<Vec<u32>>()))
+    }
+
+    /// The places in a split that any rank names; each names at most `most`. Every rank takes part.
+    pub(super) fn places_of_all(&self, mine: &[u32], most: usize) -> Result<BTreeSet<u32>> {
+        if most == 0 {
+            return Ok(BTreeSet::new());
+        }
+        // A row for each rank: its places, counted from 1.
+        let mut rows = vec![0.0; self.at.world * most];
+        let row = rows[self.at.rank * most..].iter_mut().take(most);
+        row.zip(mine).for_each(|(to, place)| *to = f64::from(*place) + 1.0);
         let all = Tensor::from_slice(&rows).f_to_device(self.job.options.device.torch())?;
         self.group.all_reduce(&all, ReduceOp::Sum)?.wait()?;
         let all = Vec::<f64>::try_from(&all.f_to_device(tch::Device::Cpu)?)?;
-        let places: BTreeSet<u32> = all.iter().filter(|&&p| p > 0.0).map(|&p| p as u32 - 1).collect();
-        Ok(self.job.clip_ids(&places.into_iter().collect::<Vec<u32>>()))
+        Ok(all.iter().filter(|&&p| p > 0.0).map(|&p| p as u32 - 1).collect())
     }
 
     /// Leaves weights, optimizer and statistics as they were before the step; the step's clips are spent.

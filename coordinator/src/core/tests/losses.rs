@@ -359,3 +359,26 @@ fn a_rank_0_that_was_cut_off_tells_later_what_was_done() {
         .collect();
     assert_eq!(told, [(1, 6), (2, 7)], "and nobody else tells of it");
 }
+
+/// Rank 0 was cut off, and is gone with what it had to tell.
+#[test]
+fn a_survivor_tells_the_steps_that_rank_0_could_not() {
+    let mut job = Job::running(settings(), 2);
+    (1..=3).for_each(|step| job.step(1, 1, step));
+    job.leave(1);
+    job.pass(Duration::from_secs(1), &[2]);
+    job.look();
+    let mut told = |n, generation, steps: std::ops::RangeInclusive<u64>| {
+        steps.for_each(|step| job.step(n, generation, step));
+        let seen = job.look();
+        let steps = seen.iter().filter_map(|a| match a {
+            Action::Publish(Notice::Step(r)) => Some(r.step.0),
+            _ => None,
+        });
+        steps.collect::<Vec<u64>>()
+    };
+    assert_eq!(told(2, 1, 2..=5), [4, 5]);
+    assert_eq!(told(2, 1, 4..=5), [], "once is enough");
+    assert_eq!(told(2, 2, 6..=7), [6, 7], "its own");
+    assert_eq!(told(3, 1, 6..=7), [], "a stranger to that generation");
+}

@@ -140,3 +140,35 @@ fn whoever_obeys_a_newer_coordinator_makes_this_one_look() {
     job.event(Event::Tick);
     assert_eq!(job.look(), []);
 }
+
+#[test]
+fn a_stream_that_ends_after_silence_ends_nothing_before_the_silence_does() {
+    // In the midst of beats it is the worker's own end.
+    let mut job = Job::running(settings(), 2);
+    job.pass(Duration::from_secs(2), &[1, 2]);
+    job.leave(2);
+    assert_eq!(job.stops().len(), 1);
+    // Cut off, then the old stream ends, then it comes back by another.
+    let mut job = Job::running(settings(), 2);
+    job.pass(Duration::from_secs(5), &[1]);
+    job.leave(2);
+    job.pass(Duration::from_secs(3), &[1]);
+    job.back(12, 2, 1);
+    job.pass(Duration::from_secs(60), &[1, 12]);
+    assert_eq!(job.stops(), []);
+    // The generation ends meanwhile: the next one is formed without it.
+    let mut job = Job::running(Settings { workers: 3, ..settings() }, 3);
+    job.pass(Duration::from_secs(5), &[1, 3]);
+    job.leave(2);
+    job.leave(3);
+    job.pass(Duration::from_secs(1), &[1]);
+    assert_eq!(job.assigned().last(), Some(&(1, 2, 0, "w1".into())));
+    // It does not come back.
+    let mut job = Job::running(settings(), 2);
+    job.pass(Duration::from_secs(5), &[1]);
+    job.leave(2);
+    job.pass(Duration::from_secs(6), &[1]);
+    assert_eq!(job.stops().len(), 1);
+    let told = job.seen.iter().filter(|a| matches!(a, Action::Publish(Notice::Lost { .. }))).count();
+    assert_eq!(told, 1);
+}

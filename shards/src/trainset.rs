@@ -1,20 +1,18 @@
 //! What a job trains on: the clips of its datasets less those of the quarantine list, and the plan of their order.
+//! The trainer, the simulator and the measurement all begin here.
 
+use crate::format::{ClipIndex, Dataset};
+use crate::job::plan_spec;
+use crate::plan::{Order, Plan, PlanSpec, Pools, Shares, by_weight};
+use crate::stream::{Source, Sources};
 use crate::{Error, Result};
 use configs::{Config, Sampling};
-use shards::{
-    format::{ClipIndex, Dataset},
-    job::plan_spec,
-    plan::{Order, Plan, PlanSpec, Pools, Shares, by_weight},
-    stream::{Source, Sources},
-};
-use std::{
-    collections::{BTreeSet, HashSet},
-    sync::Arc,
-};
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 use storage::{Location, sha256_hex};
 
 /// The training clips and their order.
+#[derive(Clone, Debug)]
 pub struct TrainSet {
     pub sources: Sources,
     /// As the sources number them.
@@ -76,7 +74,7 @@ async fn mixture(config: &Config, dataset: &Arc<Dataset>) -> Result<(Sources, Ve
     let sources = Sources::new(all)?;
     let parts = config.data.mixture.iter().enumerate();
     let clips = parts.map(|(i, part)| sources.clips_of(i, &part.split));
-    let clips = clips.collect::<shards::Result<Vec<_>>>()?;
+    let clips = clips.collect::<Result<Vec<_>>>()?;
     Ok((sources, clips))
 }
 

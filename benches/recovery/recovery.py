@@ -7,6 +7,7 @@ See run.sh. All times are in seconds, from the signal to the line of the log tha
     detected   the loss is spoken of
     next       the next step that the job finishes, whether or not it had finished it before
     new        the next step that it had not finished before
+    step       the median time between two steps
     stall      the longest time between two steps around the event, less the median step
     lost       steps that were finished before and are done again; `clips` are theirs
     started    processes that were started again
@@ -30,7 +31,7 @@ augment = {{ crop = 48, scale = {{ kind = "short_side", min = 48, max = 60 }}, f
 eval = {{ short_side = 54, crop = 48 }}
 [model]
 arch = "slowfast"
-width = 16
+width = {width}
 beta = 4
 fusion_kernel = 7
 dropout = 0.0
@@ -61,7 +62,7 @@ class Marey:
         self.config = os.path.join(folder, "job.toml")
         os.makedirs(folder)
         with open(self.config, "w") as f:
-            f.write(JOB.format(data=a.dataset, every=a.every, least=least))
+            f.write(JOB.format(data=a.dataset, every=a.every, least=least, width=a.width))
         self.port = 0
         self.workers = []
         self.coordinate()
@@ -250,7 +251,7 @@ def of_marey_coordinator(a, folder):
         own = sorted((at, int(f[2]), int(f[1])) for at, f in own if f)
         assert len({generation for _, _, generation in own}) == 1, "the generation went on"
         twice = len(own) - len({step for _, step, _ in own})
-        yield {"new": new - began, "stall": stall(own, began), "lost": twice, "clips": twice * BATCH, "started": 1}
+        yield {"new": new - began, "lost": twice, "clips": twice * BATCH, "started": 1} | stall(own, began)
     job.end()
 
 
@@ -259,13 +260,14 @@ def gap(job, since):
     steps = job.finished()
     numbers = [step for _, step in steps]
     twice = len(numbers) - len(set(numbers))
-    return {"stall": stall(steps, since), "lost": twice, "clips": twice * BATCH}
+    return stall(steps, since) | {"lost": twice, "clips": twice * BATCH}
 
 
 def stall(steps, since):
-    """The longest time between two steps after `since`, less the median of all."""
+    """The median time between two steps, and the longest after `since` less that."""
     between = [(b[0], b[0] - a[0]) for a, b in zip(steps, steps[1:])]
-    return max(0.0, max(t for at, t in between if at > since) - statistics.median(t for _, t in between))
+    step = statistics.median(t for _, t in between)
+    return {"step": step, "stall": max(0.0, max(t for at, t in between if at > since) - step)}
 
 
 SCENARIOS = {
@@ -276,7 +278,7 @@ SCENARIOS = {
                                    for k, r in of_marey_join_and_leave(a, f)),
     "marey-coordinator": lambda a, f: (("Marey: the coordinator killed", r) for r in of_marey_coordinator(a, f)),
 }
-COLUMNS = ["detected", "next", "new", "stall", "lost", "clips", "started"]
+COLUMNS = ["detected", "next", "new", "step", "stall", "lost", "clips", "started"]
 
 
 def table(results):
@@ -286,7 +288,7 @@ def table(results):
         cells = []
         for column in COLUMNS:
             values = [row[column] for row in rows if column in row]
-            form = "{:.2f}" if column in ("detected", "next", "new", "stall") else "{:.0f}"
+            form = "{:.2f}" if column in ("detected", "next", "new", "step", "stall") else "{:.0f}"
             cells.append(" / ".join(form.format(f(values)) for f in (min, statistics.median, max)) if values else "")
         print(f"| {name}, {len(rows)} times | " + " | ".join(cells) + " |")
 
@@ -298,6 +300,7 @@ def main():
     p.add_argument("folder", help="for runs and logs; it must not exist")
     p.add_argument("--repeats", type=int, default=10)
     p.add_argument("--every", type=int, default=20, help="steps between two checkpoints")
+    p.add_argument("--width", type=int, default=16, help="of Marey's network; torchrun's is always 16")
     p.add_argument("--only", help=f"some of {','.join(SCENARIOS)}")
     p.add_argument("--json", help="where every single figure goes")
     a = p.parse_args()

@@ -378,7 +378,7 @@ fn a_survivor_tells_the_steps_that_rank_0_could_not() {
         steps.collect::<Vec<u64>>()
     };
     assert_eq!(told(2, 1, 2..=5), [4, 5]);
-    assert_eq!(told(2, 1, 4..=5), [], "once is enough");
+    assert!(told(2, 1, 4..=5).is_empty(), "once is enough");
     assert_eq!(told(2, 2, 6..=7), [6, 7], "its own");
-    assert_eq!(told(3, 1, 6..=7), [], "a stranger to that generation");
+    assert!(told(3, 1, 6..=7).is_empty(), "a stranger to that generation");
 }

@@ -14,8 +14,9 @@ use xtask::motion::LABELS;
 const CLIPS: [usize; 2] = [60, 24];
 /// Clips of each in an epoch: weights of three and one.
 const SHARES: [usize; 2] = [30, 10];
-/// Twelve epochs of five steps.
-const STEPS: u64 = 60;
+/// Of five steps each.
+const EPOCHS: u64 = 8;
+const STEPS: u64 = 5 * EPOCHS;
 
 /// Epoch and clips of each step.
 type Shown = BTreeMap<u64, (u64, Vec<String>)>;
@@ -39,7 +40,7 @@ impl Case {
                 LABELS[0]
             ),
             &format!("data.epoch_clips={}", SHARES.iter().sum::<usize>()),
-            "train.epochs=12",
+            &format!("train.epochs={EPOCHS}"),
             &format!("train.max_steps={STEPS}"),
             "checkpoint.every_steps=10000",
             "cluster.beat_timeout=5s",
@@ -92,7 +93,7 @@ fn check_shares(shown: &Shown) {
     for (epoch, clips) in shown.values() {
         epochs.entry(*epoch).or_default().extend(clips.iter().map(String::as_str));
     }
-    assert_eq!(epochs.keys().copied().collect::<Vec<_>>(), (0..12).collect::<Vec<u64>>());
+    assert_eq!(epochs.keys().copied().collect::<Vec<_>>(), (0..EPOCHS).collect::<Vec<u64>>());
     let mut counts: [BTreeMap<&str, usize>; 2] = Default::default();
     for (epoch, clips) in epochs {
         for (part, prefix) in ["train/", "extra/"].iter().enumerate() {

@@ -346,8 +346,8 @@ fn a_rank_0_that_was_cut_off_tells_later_what_was_done() {
     job.look();
     // Back by another connection.
     job.event(Event::Hello { worker: WorkerId(7), hello: Hello { generation: Generation(1), ..hello(1) } });
+    job.step(7, 1, 5);
     job.step(7, 1, 6);
-    job.step(2, 1, 7);
     job.step(2, 2, 7);
     let told: Vec<_> = job
         .look()
@@ -357,7 +357,7 @@ fn a_rank_0_that_was_cut_off_tells_later_what_was_done() {
             _ => None,
         })
         .collect();
-    assert_eq!(told, [(1, 6), (2, 7)], "and nobody else tells of it");
+    assert_eq!(told, [(1, 6), (2, 7)], "what was heard of is left out");
 }
 
 /// Rank 0 was cut off, and is gone with what it had to tell.
@@ -378,7 +378,7 @@ fn a_survivor_tells_the_steps_that_rank_0_could_not() {
         steps.collect::<Vec<u64>>()
     };
     assert_eq!(told(2, 1, 2..=5), [4, 5]);
-    assert_eq!(told(2, 1, 4..=5), [], "once is enough");
+    assert!(told(2, 1, 4..=5).is_empty(), "once is enough");
     assert_eq!(told(2, 2, 6..=7), [6, 7], "its own");
-    assert_eq!(told(3, 1, 6..=7), [], "a stranger to that generation");
+    assert!(told(3, 1, 6..=7).is_empty(), "a stranger to that generation");
 }

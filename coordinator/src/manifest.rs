@@ -110,7 +110,8 @@ pub async fn may_prune(run: &Location, old: &[Step], newest: Step) -> Result<boo
 
 /// Deletes the folders of `old` steps, manifest first; then what no manifest names in the folders
 /// of steps before `newest`: attempts that were never committed, and uploads that were never finished. At `newest`
-/// itself another attempt may be on its way. See [`may_prune`] for what must come first.
+/// itself another attempt may be on its way, and so may those of a later generation than its own, which has found it
+/// damaged and gone back. See [`may_prune`] for what must come first.
 pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
     for step in old {
         run.delete(&manifest_key(*step)).await?;
@@ -125,7 +126,9 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
             run.delete(&manifest).await?;
         }
     }
-    let unfinished = run.remove_unfinished(FOLDER, |key| step_of(key).is_some_and(|s| s < newest)).await?;
+    let (_, Kept { generation, .. }) = kept(run.clone(), newest).await?;
+    let over = |key: &str| step_of(key).is_some_and(|s| s < newest) && !is_after(key, generation);
+    let unfinished = run.remove_unfinished(FOLDER, over).await?;
     if unfinished > 0 {
         tracing::info!("removed {unfinished} uploads of checkpoints that were never finished");
     }
@@ -135,7 +138,8 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
 /// What no manifest names in the folders of steps before `newest` and of `old` ones, by step.
 async fn strays(run: &Location, old: &[Step], newest: Step) -> Result<BTreeMap<Step, Vec<String>>> {
     let mut by_step: BTreeMap<Step, Vec<String>> = BTreeMap::new();
-    for object in run.list(FOLDER).await? {
+    let (_, Kept { generation, .. }) = kept(run.clone(), newest).await?;
+    for object in run.list(FOLDER).await?.into_iter().filter(|o| !is_after(&o.key, generation)) {
         if let Some(step) = step_of(&object.key).filter(|s| *s < newest || old.contains(s)) {
             by_step.entry(step).or_default().push(object.key);
         }
@@ -233,6 +237,12 @@ fn step_of(key: &str) -> Option<Step> {
     step.parse().ok().map(Step)
 }
 
+/// True for a file in the attempt of a later generation, `checkpoints/step-N/gG/...`.
+fn is_after(key: &str, generation: Generation) -> bool {
+    let attempt = key.split('/').nth(2).and_then(|a| a.strip_prefix('g')?.parse().ok());
+    attempt.is_some_and(|of: u64| of > generation.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -302,8 +312,9 @@ mod tests {
         whole(&run, 15, "g1").await;
         whole(&run, 20, "g0").await;
         whole(&run, 30, "g0").await;
-        // Being uploaded now.
+        // Being uploaded now; the second one by a generation that has found step 30 damaged.
         whole(&run, 40, "g1").await;
+        whole(&run, 25, "g2").await;
         let kept = committed(&run).await.unwrap();
         assert_eq!(kept.values().map(|k| k.scores.top1).collect::<Vec<_>>(), [None, Some(0.75), None]);
 
@@ -326,6 +337,7 @@ mod tests {
             [
                 "checkpoints/step-000000020/g1/model-0-of-1.safetensors",
                 "checkpoints/step-000000020/manifest.json",
+                "checkpoints/step-000000025/g2/model-0-of-1.safetensors",
                 "checkpoints/step-000000030/g0/model-0-of-1.safetensors",
                 "checkpoints/step-000000030/g1/model-0-of-1.safetensors",
                 "checkpoints/step-000000030/manifest.json",

@@ -33,7 +33,7 @@ fn one_that_has_not_joined_yet_ends_well() {
 
 #[test]
 fn an_evaluation_that_gave_way_is_done_first_by_the_next_start() {
-    let cluster = cluster(&["train.epochs=1", "train.max_steps=8"]);
+    let cluster = cluster(&["train.epochs=1", "train.max_steps=8", "schedule.warmup_epochs=0.5"]);
     let (mut coordinator, address) = cluster.coordinator("evaluated", 0, &[]);
     let worker = cluster.worker(0, &address);
     // All training clips have been read by now.

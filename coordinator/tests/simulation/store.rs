@@ -96,12 +96,15 @@ impl Store {
         true
     }
 
-    /// Objects of steps before `newest`, or of `old` ones, that no manifest names.
+    /// Objects of steps before `newest`, or of `old` ones, that no manifest names and no later generation is at.
     pub fn strays(&self, old: &[Step], newest: Step) -> Vec<(Step, String)> {
+        let Some(last) = self.manifests.get(&newest).map(|m| m.origin.generation.0) else { return vec![] };
+        let attempt = |key: &str| key.strip_prefix('g')?.split('/').next()?.parse::<u64>().ok();
         let swept = |step: &Step| *step < newest || old.contains(step);
+        let is_over = |o: &&(Step, String)| swept(&o.0) && attempt(&o.1).is_some_and(|of| of <= last);
         let named =
             |(step, key): &&(Step, String)| self.manifests.get(step).is_some_and(|m| m.files.contains(key));
-        self.objects.keys().filter(|o| swept(&o.0) && !named(o)).cloned().collect()
+        self.objects.keys().filter(|o| is_over(o) && !named(o)).cloned().collect()
     }
 
     /// The newest step whose checkpoint can be read: each object is there and has its digest.

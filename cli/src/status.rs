@@ -148,7 +148,7 @@ fn as_json(s: &JobStatus) -> Value {
         .map(|(at, i)| {
             json!({
                 "unix_ms": at, "incident": i.kind, "generation": i.generation, "worker": i.worker, "rank": i.rank,
-                "host": i.host, "step": i.step, "phase": i.phase, "cause": i.cause, "seconds": i.seconds,
+                "host": i.host, "step": i.step, "phase": i.phase, "collective": i.collective, "clip": i.clip, "cause": i.cause, "seconds": i.seconds,
                 "last_lines": i.last_lines,
             })
         })

@@ -41,7 +41,11 @@ pub fn incident(i: &v1::Incident) -> String {
         (name, "joined") => format!(" {name}"),
         (name, _) => format!(" {name} (rank {})", i.rank),
     };
-    format!("{}{worker} at step {}, {:.1} s: {}", i.kind, i.step, i.seconds, i.cause)
+    let collective = match i.collective.as_str() {
+        "" => String::new(),
+        name => format!(" in its {name}"),
+    };
+    format!("{}{worker} at step {}{collective}, {:.1} s: {}", i.kind, i.step, i.seconds, i.cause)
 }
 
 /// Milliseconds since 1970 as a date and time, UTC.

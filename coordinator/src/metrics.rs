@@ -284,6 +284,8 @@ mod tests {
             host: "h".into(),
             step: Step(7),
             phase: "training".into(),
+            collective: "vote, number 3 of its generation".into(),
+            clip: "a".into(),
             cause: "killed by SIGKILL".into(),
             seconds: 1.5,
             last_lines: vec!["the end".into()],

@@ -155,6 +155,8 @@ fn incident(i: Incident) -> v1::Incident {
         cause: i.cause,
         seconds: i.seconds,
         last_lines: i.last_lines,
+        collective: i.collective,
+        clip: i.clip,
     }
 }
 
@@ -190,6 +192,8 @@ fn beat(b: v1::Beat) -> Beat {
         step_seconds: b.step_seconds,
         data_wait_seconds: b.data_wait_seconds,
         exchange_wait_seconds: b.exchange_wait_seconds,
+        collective: b.collective,
+        clip: b.clip,
     }
 }
 
@@ -203,6 +207,8 @@ fn beat_out(b: Beat) -> v1::Beat {
         step_seconds: b.step_seconds,
         data_wait_seconds: b.data_wait_seconds,
         exchange_wait_seconds: b.exchange_wait_seconds,
+        collective: b.collective,
+        clip: b.clip,
     }
 }
 

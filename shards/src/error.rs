@@ -56,6 +56,14 @@ impl Error {
         }
     }
 
+    /// The clip that it is about, where it is about one.
+    pub fn clip(&self) -> Option<&str> {
+        match self {
+            Error::DamagedClip { clip, .. } | Error::Unread { clip, .. } => Some(clip),
+            _ => None,
+        }
+    }
+
     /// True where stored bytes are not what was written.
     pub fn is_damage(&self) -> bool {
         matches!(self, Error::Damaged { .. } | Error::DamagedClip { .. })

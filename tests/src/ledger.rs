@@ -65,6 +65,11 @@ impl Ledger {
         lost.map(|e| e["rank"].as_u64().expect("a rank")).collect()
     }
 
+    /// What cost the run time.
+    pub fn incidents(&self) -> Vec<Value> {
+        events(&self.run).into_iter().filter(|e| e["kind"] == "incident").collect()
+    }
+
     /// The same clips in each step, and the same losses up to rounding.
     #[track_caller]
     pub fn follows(&self, straight: &Self) {

@@ -4,12 +4,12 @@
 use object_store::{MultipartUpload, ObjectStoreExt};
 use serde_json::Value;
 use std::process::Command;
-use storage::Location;
+use storage::{Location, PutOutcome};
 use tests::{
     Said, check_refused,
     job::Job,
     marey,
-    proxy::Proxy,
+    proxy::{Proxy, Rule},
     small::{Fixture, SWIN},
 };
 use xtask::s3::Server;
@@ -98,6 +98,27 @@ fn a_store_without_put_if_absent_is_refused_unless_there_is_one_writer() {
     check_refused(&["train"], said, &["put-if-absent", "--single-writer"]);
     Job::start(bench.train(5, &["--single-writer"])).finish();
     assert_eq!(bench.steps(), [5]);
+}
+
+/// S3 answers 409 also where another request for the key was under way, and nothing is there after all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_over_nothing_is_no_commit_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(folder.path(), "marey").unwrap();
+    let proxy = Proxy::start(&server.endpoint(), 1, vec![]).unwrap();
+    let mut env = server.env();
+    env.retain(|(name, _)| *name != "AWS_ENDPOINT_URL");
+    env.push(("AWS_ENDPOINT_URL", proxy.endpoint()));
+    let run = Location::parse_with("s3://marey/runs/x", &env).unwrap();
+    let conflicts = |n| vec!["PUT * 1 answer 409".parse::<Rule>().unwrap().at_most(n)];
+    proxy.set_rules(conflicts(2));
+    assert_eq!(run.put_if_absent("a", b"1".to_vec()).await.unwrap(), PutOutcome::Created);
+    proxy.set_rules(conflicts(1));
+    assert_eq!(run.put_if_absent("a", b"2".to_vec()).await.unwrap(), PutOutcome::Exists);
+    assert_eq!(run.get("a").await.unwrap(), b"1"[..]);
+    // Worth another attempt later: never the end of a job.
+    proxy.set_rules(conflicts(99));
+    assert!(run.put_if_absent("b", b"1".to_vec()).await.unwrap_err().is_passing());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -74,6 +74,10 @@ fn a_damaged_clip_stops_the_job_or_is_left_out_alike_on_all_workers() {
         assert!(said.contains(words), "{words}: {said}");
     }
 
+    let told = events(&bench.dir.path().join("stopped"));
+    let clip = told.iter().find_map(|e| e["clip"].as_str()).expect("the incident names the clip");
+    assert!(ids.iter().any(|id| id == clip), "{told:?}");
+
     let quarantine = ["data.on_damage=quarantine", "train.eval_every_epochs=1", "data.eval_split=train"];
     let runs: Vec<_> = [1, 3]
         .map(|workers| {

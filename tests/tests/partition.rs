@@ -5,6 +5,7 @@
 //! counts is the ledger. Where nothing may happen, the time-outs are longer than any test.
 
 use rustix::process::Signal;
+use serde_json::Value;
 use tests::{
     cluster::{COORDINATOR, Cluster},
     job::Job,
@@ -71,8 +72,8 @@ impl Running {
     }
 
     /// Told to stop. The ledger must be that of an undisturbed run, to the last bit where the number of workers was
-    /// always two. Returns the world sizes.
-    fn stop(self) -> Vec<usize> {
+    /// always two. Returns the world sizes and what was told of incidents.
+    fn stop(self) -> (Vec<usize>, Vec<Value>) {
         self.coordinator.signal(Signal::TERM);
         self.coordinator.finish();
         let said: Vec<String> = self.workers.into_iter().map(Job::finish).collect();
@@ -81,7 +82,7 @@ impl Running {
             true => ledger.equals(&self.cluster.straight(2, ledger.steps())),
             false => ledger.follows(&self.cluster.straight(1, ledger.steps())),
         }
-        ledger.worlds().to_vec()
+        (ledger.worlds().to_vec(), ledger.incidents())
     }
 }
 
@@ -101,7 +102,7 @@ fn a_worker_is_cut_from_the_coordinator_in_every_way() {
     // The one that reports what was done.
     job.net().drop_packets(first, COORDINATOR);
     job.goes_on_with_one_then_both();
-    let worlds = job.stop();
+    let (worlds, _) = job.stop();
     assert!(worlds.starts_with(&[2, 1]) && worlds.ends_with(&[1, 2]), "{worlds:?}");
     assert!(worlds.iter().filter(|w| **w == 1).count() >= 5, "{worlds:?}");
 }
@@ -117,8 +118,10 @@ fn peers_are_cut_from_each_other_but_not_from_the_coordinator() {
     job.breaks_off_and_goes_on();
     job.net().drop_packets(first, second);
     job.breaks_off_and_goes_on();
-    let worlds = job.stop();
+    let (worlds, incidents) = job.stop();
     assert!(worlds.len() >= 3 && worlds.iter().all(|w| *w == 2), "{worlds:?}");
+    let collectives: Vec<&str> = incidents.iter().filter_map(|i| i["collective"].as_str()).collect();
+    assert!(collectives.iter().any(|c| c.contains(", number ")), "{incidents:?}");
 }
 
 /// Everybody is cut from the coordinator for less than its patience: training goes on meanwhile.
@@ -133,5 +136,5 @@ fn a_short_cut_from_the_coordinator_costs_nothing() {
     job.net().heal();
     job.workers.iter_mut().for_each(|worker| drop(worker.wait_line(&["the coordinator is at", "again"])));
     job.coordinator.wait_step();
-    assert_eq!(job.stop(), [2]);
+    assert_eq!(job.stop().0, [2]);
 }

@@ -117,6 +117,15 @@ impl Error {
         }
     }
 
+    /// The clip that could not be shown, where it is one's fault.
+    pub fn clip(&self) -> Option<&str> {
+        match self {
+            Error::Data(e) => e.clip(),
+            Error::Final(e) | Error::Passing(e) => e.clip(),
+            _ => None,
+        }
+    }
+
     /// As the end of a trainer that had joined: whether another one in its place may fare better.
     pub fn of_trainer(self) -> Self {
         match self.cost() {

@@ -1,5 +1,6 @@
 //! The running generation: who sits where, who failed, who has left, who is done.
 
+use super::Beat;
 use super::types::{Generation, Membership, Now, Rank, Step, WorkerId};
 use std::{collections::HashMap, sync::Arc};
 
@@ -37,7 +38,16 @@ struct Seat {
     /// None: its worker has not reported to this coordinator yet.
     worker: Option<WorkerId>,
     ended: Option<Ended>,
-    failure: Option<(Step, String)>,
+    failure: Option<Failure>,
+}
+
+/// How a worker failed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Failure {
+    pub step: Step,
+    pub error: String,
+    /// Its last sign of life before it said so: where it was.
+    pub beat: Beat,
 }
 
 /// How a worker came out of its generation.
@@ -132,9 +142,9 @@ impl Running {
         self.leaving_since.get_or_insert(now);
     }
 
-    pub fn failed(&mut self, now: Now, worker: WorkerId, step: Step, error: String) {
+    pub fn failed(&mut self, now: Now, worker: WorkerId, failure: Failure) {
         if let Some(s) = self.seat(worker).filter(|s| s.ended.is_none()) {
-            s.failure.get_or_insert((step, error));
+            s.failure.get_or_insert(failure);
             self.failing_since.get_or_insert(now);
         }
     }
@@ -178,11 +188,12 @@ impl Running {
             .max()
     }
 
-    /// Since when the generation is failing, and the first failure in words.
-    pub fn failure(&self) -> Option<(Now, Rank, String)> {
+    /// Since when the generation is failing, the first failure, and that in words.
+    pub fn failure(&self) -> Option<(Now, Rank, &Failure, String)> {
         let since = self.failing_since?;
         let rank = Rank(self.seats.iter().position(|s| s.failure.is_some())? as u32);
-        Some((since, rank, self.failure_at(rank)?))
+        let failure = self.seats.get(rank.0 as usize)?.failure.as_ref()?;
+        Some((since, rank, failure, self.failure_at(rank)?))
     }
 
     /// How this worker failed, in words.
@@ -200,7 +211,7 @@ impl Running {
     }
 
     fn failure_at(&self, rank: Rank) -> Option<String> {
-        let (step, error) = self.seats.get(rank.0 as usize)?.failure.as_ref()?;
+        let Failure { step, error, .. } = self.seats.get(rank.0 as usize)?.failure.as_ref()?;
         Some(format!("worker {} (rank {rank}) failed at step {step}: {error}", self.name_of(rank)))
     }
 

@@ -48,6 +48,12 @@ pub struct Incident {
     pub host: String,
     pub step: Step,
     pub phase: String,
+    /// In which the worker was when it was heard last, and its number in the generation; empty: none.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub collective: String,
+    /// Over which it failed, where it did.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub clip: String,
     pub cause: String,
     /// From when it was noticed to the next step.
     pub seconds: f64,
@@ -66,6 +72,8 @@ impl Incident {
             host: String::new(),
             step: r.step.unwrap_or_default(),
             phase: String::new(),
+            collective: String::new(),
+            clip: String::new(),
             cause,
             seconds: 0.0,
             last_lines: vec![],
@@ -79,6 +87,8 @@ impl Incident {
             host: member.node.clone(),
             step: r.step.unwrap_or_default().max(member.beat.step),
             phase: member.phase().into(),
+            collective: member.beat.collective.clone(),
+            clip: member.beat.clip.clone(),
             ..Self::of_generation(r, what, member.name.clone(), cause)
         }
     }

@@ -1,8 +1,9 @@
 //! What ends a generation that should have gone on: broken streams, silence, standstill, failed steps.
 
 use super::{
-    Action, Core, Directive, Generation, Level, Notice, Now, Rank, State, Step, WorkerId,
+    Action, Beat, Core, Directive, Generation, Level, Notice, Now, Rank, State, Step, WorkerId,
     forming::SETTLE,
+    generation::Failure,
     incident::{Incident, What},
     log,
 };
@@ -66,9 +67,14 @@ impl Core {
         fatal: bool,
         out: &mut Vec<Action>,
     ) {
+        let beat = self.members.get(worker).map(|m| m.beat.clone()).unwrap_or_default();
         let Some(r) = self.running(generation) else { return };
-        r.failed(now, worker, step, error);
+        r.failed(now, worker, Failure { step, error, beat });
         if let Some(reason) = r.failure_of(worker).filter(|_| fatal) {
+            if let (State::Running(r), Some(m)) = (&self.state, self.members.get(worker)) {
+                let incident = Incident::of_member(r, What::Failed, m, r.rank_of(worker), reason.clone());
+                self.incidents.note(now, incident);
+            }
             self.end(now, false, reason, out);
         }
     }
@@ -138,7 +144,7 @@ impl Core {
     pub(super) fn look_at_failures(&mut self, now: Now, out: &mut Vec<Action>) {
         let State::Running(r) = &self.state else { return };
         let limit = self.settings.collective_timeout;
-        if let Some((since, rank, reason)) = r.failure()
+        if let Some((since, rank, failure, reason)) = r.failure()
             && now.since(since) >= FAILURE_GRACE
         {
             // Peers whose collective timed out were waiting for whoever has not moved since.
@@ -155,8 +161,9 @@ impl Core {
                 return self.give_up(now, stuck, out);
             }
             if let Some(m) = r.worker_at(rank).and_then(|id| self.members.get(id)) {
+                let Beat { phase, collective, clip, .. } = failure.beat.clone();
                 let incident = Incident::of_member(r, What::Failed, m, Some(rank), reason.clone());
-                self.incidents.note(since, incident);
+                self.incidents.note(since, Incident { phase, collective, clip, ..incident });
             }
             // A loss is announced by itself; this has no other notice.
             log(out, Level::Warn, format!("generation {} is over: {reason}", r.generation));

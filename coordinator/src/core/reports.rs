@@ -34,6 +34,10 @@ pub struct Beat {
     pub step_seconds: f64,
     pub data_wait_seconds: f64,
     pub exchange_wait_seconds: f64,
+    /// The collective that it is in, and its number in the generation; empty: none.
+    pub collective: String,
+    /// The clip over which it failed, where it did.
+    pub clip: String,
 }
 
 /// One optimizer step, told by rank 0. Fields as in the contract.

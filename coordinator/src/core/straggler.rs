@@ -79,6 +79,8 @@ impl Core {
             host: node.clone(),
             step: beat.step,
             phase: beat.phase,
+            collective: String::new(),
+            clip: String::new(),
             cause: cause.clone(),
             seconds: 0.0,
             last_lines: vec![],

@@ -179,6 +179,11 @@ impl Session {
         let _ = self.outgoing.send(kind);
     }
 
+    /// Where the trainer is at this moment, for what it says next.
+    pub fn beat(&self) {
+        self.send(Kind::Beat(self.progress.beat()));
+    }
+
     /// For whoever reports beside the trainer.
     pub fn sender(&self) -> impl Fn(Kind) + Send + Sync + 'static {
         // Weak: the task shall see when the trainer has ended.

@@ -82,6 +82,7 @@ impl<'a> Generation<'a> {
         let ahead = ahead.transpose()?;
         let group = meet(job, session, &at)?;
         progress.at("loading", at.generation, kept.position.epoch, kept.position.step);
+        progress.meets("agreement on the state");
         let entered = agree(job, session, kept, &at, &group).and_then(|()| {
             let mode = norm_mode(job.config.train.batch_norm, &group);
             kept.state.model.set_norm_mode(mode);
@@ -186,6 +187,7 @@ impl<'a> Generation<'a> {
     fn warm_up(&mut self) -> Result<()> {
         let Place { epoch, step, .. } = self.kept.position;
         self.session.progress().at("joining", self.at.generation, epoch, step);
+        self.session.progress().meets("exchange of gradients");
         self.reducer.zero_grad()?;
         self.pass_of_zeros(false, true)
     }
@@ -309,6 +311,7 @@ impl<'a> Generation<'a> {
             self.wait_saved()?;
         }
         // Nobody hangs up while another still reads the vote; who dies here is missed later.
+        self.session.progress().meets("last barrier");
         let _ = self.group.barrier();
         self.session.progress().at("waiting", self.at.generation, epoch, step);
         self.session.send(Message::Left(v1::Left { generation: self.at.generation, step }));

@@ -111,6 +111,7 @@ impl Generation<'_> {
         }
         let missing: Vec<u32> = missing.map(|(place, _)| *place).collect();
         let votes = [missing.len() as f64, f64::from(asked.leave), f64::from(asked.checkpoint)];
+        progress.meets("sum of an evaluation");
         let votes = Tensor::from_slice(&votes).f_to_device(device)?;
         self.group.all_reduce(&votes, ReduceOp::Sum)?.wait()?;
         let votes = Vec::<f64>::try_from(&votes.f_to_device(tch::Device::Cpu)?)?;
@@ -191,6 +192,7 @@ impl Generation<'_> {
             sums.iter().flat_map(|(a, b)| [a.shallow_clone(), b.shallow_clone()]).collect();
         flat.push(Tensor::from_slice(&[clips]).f_to_device(device)?);
         let sizes: Vec<i64> = flat.iter().map(|t| t.numel() as i64).collect();
+        self.session.progress().meets("sum of batch statistics");
         let all = Tensor::f_cat(&flat, 0)?;
         self.group.all_reduce(&all, ReduceOp::Sum)?.wait()?;
         let parts = all.f_split_with_sizes(&sizes, 0)?;

@@ -35,6 +35,7 @@ pub(super) fn meet(job: &Job, session: &mut Session, at: &Assignment) -> Result<
         let store = Store::new(keys, limit)?;
         Group::new(&store, &format!("g{generation}/"), rank, world, backend, limit)
     };
+    session.progress().meets("meeting of the ranks");
     let (done, met) = channel();
     thread::Builder::new()
         .name("meet".into())

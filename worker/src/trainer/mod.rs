@@ -112,6 +112,7 @@ fn generations(job: &Job, session: &mut Session, kept: &mut Kept) -> Result<()> 
                 // Where the coordinator has ended the generation it needs no word of that.
                 if !matches!(e, Error::GenerationOver { .. }) {
                     let error = e.to_string();
+                    session.beat();
                     let failed = v1::StepFailed { generation, step, error, ..Default::default() };
                     session.send(Message::Failed(failed));
                 }
@@ -119,6 +120,8 @@ fn generations(job: &Job, session: &mut Session, kept: &mut Kept) -> Result<()> 
             }
             Err(e) => {
                 let (step, error, fatal) = (kept.position.step, e.to_string(), e.cost() == Cost::Job);
+                session.progress().failed_over(e.clip().unwrap_or_default());
+                session.beat();
                 session.send(Message::Failed(v1::StepFailed { generation, step, error, fatal, ends: true }));
                 session.flush(LAST_WORDS);
                 return Err(e);

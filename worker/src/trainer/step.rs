@@ -107,6 +107,9 @@ impl Generation<'_> {
         let mut local = Local::default();
         let last = parts.len() - 1;
         for (i, part) in parts.into_iter().enumerate() {
+            if i == last {
+                self.session.progress().meets("exchange of gradients");
+            }
             match part.is_empty() {
                 true => self.absent(i == last)?,
                 false => self.pass(batch, i, part, i == last, &mut local)?,
@@ -210,6 +213,7 @@ impl Generation<'_> {
             f64::from(asked.leave),
             f64::from(asked.checkpoint),
         ];
+        self.session.progress().meets("vote");
         let sums = Tensor::from_slice(&mine).f_to_device(device)?;
         self.group.all_reduce(&sums, ReduceOp::Sum)?.wait()?;
         let sums = Vec::<f64>::try_from(&sums.f_to_device(tch::Device::Cpu)?)?;

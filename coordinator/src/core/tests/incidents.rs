@@ -130,3 +130,42 @@ fn a_straggler_is_let_go_where_enough_others_are_here() {
     let mut job = paced(Settings { min_workers: 3, ..replace }, 1.3, 60);
     assert_eq!(job.leaves(), []);
 }
+
+/// As its last word before the failure told; what it says of itself while it waits is no part of it.
+#[test]
+fn a_failure_tells_the_collective_and_the_clip() {
+    let at = |phase: &str, collective: &str, clip: &str| Event::Beat {
+        worker: WorkerId(1),
+        beat: Beat {
+            generation: Generation(1),
+            phase: phase.into(),
+            collective: collective.into(),
+            clip: clip.into(),
+            ..Beat::default()
+        },
+    };
+    let mut job = Job::running(settings(), 2);
+    job.event(at("training", "vote, number 3 of its generation", ""));
+    job.fail(1, 1);
+    job.event(at("waiting", "", ""));
+    job.fail(2, 1);
+    job.pass(Duration::from_secs(3), &[1, 2]);
+    job.step(1, 2, 8);
+    job.pass(Duration::from_secs(4), &[1, 2]);
+    let told = job.incidents();
+    assert_eq!(told.len(), 1);
+    assert_eq!((told[0].what, told[0].phase.as_str()), (What::Failed, "training"));
+    assert_eq!(told[0].collective, "vote, number 3 of its generation");
+
+    // Nobody can go on from there.
+    job.event(at("training", "", "clip-7"));
+    job.event(Event::StepFailed {
+        worker: WorkerId(1),
+        generation: Generation(2),
+        step: Step(8),
+        error: "read clip \"clip-7\"".into(),
+        fatal: true,
+    });
+    let told = job.incidents();
+    assert_eq!((told.len(), told[1].what, told[1].clip.as_str()), (2, What::Failed, "clip-7"));
+}

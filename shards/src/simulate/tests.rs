@@ -129,17 +129,31 @@ fn what_a_job_leaves_out_and_balances_is_counted_as_it_is_read() {
     let left_out = job(&folder, &runtime, std::slice::from_ref(&quarantine));
     let balanced = job(&folder, &runtime, &[&[quarantine][..], &balanced].concat());
     for (job, views) in [(&left_out, all.clips.len() - ids.len()), (&balanced, 50)] {
-        // A balanced epoch may show a clip to two ranks: which of them fetches it for both depends on timing.
         for (workers, workers_per_node, cache) in [(1, 1, 0), (3, 2, 0), (1, 1, 64 << 20), (8, 1, 64 << 20)] {
             let cluster = Cluster { workers, workers_per_node, cache };
-            let said = simulate(job, &cluster).unwrap();
-            assert_eq!(said, real(job, &runtime, &cluster), "{cluster:?}");
+            let (said, real) = (simulate(job, &cluster).unwrap(), real(job, &runtime, &cluster));
+            if views == 50 {
+                assert!(differ_by_repeats(&said, &real), "{cluster:?}: {said:?} {real:?}");
+            } else {
+                assert_eq!(said, real, "{cluster:?}");
+            }
             for epoch in 0..4 {
                 assert_eq!(said.iter().map(|node| node[epoch].views).sum::<u64>(), views as u64);
             }
         }
         assert!(quality(job).clips > 0.8, "{:?}", quality(job));
     }
+}
+
+/// A balanced epoch may show a clip twice in a row. The second look finds it in the cache once the first one's write
+/// is done, which depends on timing: then it is fetched twice, but written once all the same.
+fn differ_by_repeats(said: &[Vec<Counts>], real: &[Vec<Counts>]) -> bool {
+    let exact = |c: &Counts| [c.views, c.hits + c.misses, c.written_bytes, c.evicted];
+    let pairs = || said.iter().flatten().zip(real.iter().flatten());
+    said.len() == real.len()
+        && pairs().count() == real.iter().flatten().count()
+        && pairs().all(|(s, r)| exact(s) == exact(r))
+        && pairs().all(|(s, r)| s.requests <= r.requests && r.requests <= s.requests + s.views / 5)
 }
 
 #[test]

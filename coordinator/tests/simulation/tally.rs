@@ -46,7 +46,7 @@ impl Tally {
     /// Faults and consequences that never came about.
     pub fn never(&self) -> Vec<&'static str> {
         let names = FAULTS.iter().map(|fault| fault.name()).chain(CONSEQUENCES);
-        names.filter(|name| !self.counts.get(name).is_some_and(|n| *n > 0)).collect()
+        names.filter(|name| self.counts.get(name).is_none_or(|n| *n == 0)).collect()
     }
 }
 

@@ -43,16 +43,19 @@ fn a_start_reads_copies_and_goes_on_where_nothing_was_committed() {
         (end, read)
     };
     start(&["checkpoint of step 14"]);
-    // From now on every share is uploaded, and no manifest is written.
-    cluster.store_faults(&[("PUT *manifest.json 1 answer 503", None)]);
+    // From now on every share is uploaded, and no manifest is written. The client does not wait over this
+    // answer by itself, so that the training gets no further than to the next step or two.
+    cluster.store_faults(&[("PUT *manifest.json 1 answer 418", None)]);
     let (end, (store, local)) = start(&["manifest.json", "trying again"]);
     assert!(end.contains("resumed from the checkpoint of step 14"), "{end}");
     assert!(store == 0 && local > 0, "{store} bytes came from the store, {local} from copies");
     cluster.store_faults(&[]);
     let (end, (store, local)) = start(&[]);
-    assert!(end.contains("resumed from the copy of step 21"), "{end}");
+    // The workers may have gone on for a moment.
+    let resumed = [21, 28].into_iter().find(|s| end.contains(&format!("resumed from the copy of step {s}")));
+    let resumed = resumed.unwrap_or_else(|| panic!("no copy was resumed from: {end}"));
     assert!(store == 0 && local > 0, "{store} bytes came from the store, {local} from copies");
-    assert!(end.contains("checkpoint of step 21"), "it is committed now: {end}");
+    assert!(end.contains(&format!("checkpoint of step {resumed}")), "it is committed now: {end}");
     cluster.ledger_with_gaps("copied", &said).equals(&straight);
 }
 

@@ -29,6 +29,8 @@ impl Running {
         let common = [
             "train.epochs=2000",
             "train.max_steps=16000",
+            // Over hundreds of steps rounding grows, the faster the larger the rate.
+            "optimizer.lr=1e-5",
             "cluster.workers=2",
             // A trainer may be given up again before its first step.
             "cluster.restarts=1000",

@@ -145,15 +145,15 @@ fn what_a_job_leaves_out_and_balances_is_counted_as_it_is_read() {
     }
 }
 
-/// A balanced epoch may show a clip twice in a row. The second look finds it in the cache once the first one's write
-/// is done, which depends on timing: then it is fetched twice, but written once all the same.
+/// A balanced epoch may show a clip twice in a row. Whether the second look finds it in the cache depends on when the
+/// first one's write is done: it may be fetched twice, but is written once all the same.
 fn differ_by_repeats(said: &[Vec<Counts>], real: &[Vec<Counts>]) -> bool {
     let exact = |c: &Counts| [c.views, c.hits + c.misses, c.written_bytes, c.evicted];
     let pairs = || said.iter().flatten().zip(real.iter().flatten());
     said.len() == real.len()
         && pairs().count() == real.iter().flatten().count()
         && pairs().all(|(s, r)| exact(s) == exact(r))
-        && pairs().all(|(s, r)| s.requests <= r.requests && r.requests <= s.requests + s.views / 5)
+        && pairs().all(|(s, r)| s.requests.abs_diff(r.requests) <= 2 + s.views / 10)
 }
 
 #[test]

@@ -25,7 +25,7 @@ seed = 5
 [data]
 url = "{data}"
 lanes = 8
-frames = 8
+frames = {frames}
 threads = 1
 augment = {{ crop = 48, scale = {{ kind = "short_side", min = 48, max = 60 }}, flip = 0.0 }}
 eval = {{ short_side = 54, crop = 48 }}
@@ -62,7 +62,7 @@ class Marey:
         self.config = os.path.join(folder, "job.toml")
         os.makedirs(folder)
         with open(self.config, "w") as f:
-            f.write(JOB.format(data=a.dataset, every=a.every, least=least, width=a.width))
+            f.write(JOB.format(data=a.dataset, every=a.every, least=least, width=a.width, frames=a.frames))
         self.port = 0
         self.workers = []
         self.coordinate()
@@ -301,6 +301,7 @@ def main():
     p.add_argument("--repeats", type=int, default=10)
     p.add_argument("--every", type=int, default=20, help="steps between two checkpoints")
     p.add_argument("--width", type=int, default=16, help="of Marey's network; torchrun's is always 16")
+    p.add_argument("--frames", type=int, default=8, help="of Marey's clips, at most 16; torchrun's have 8")
     p.add_argument("--only", help=f"some of {','.join(SCENARIOS)}")
     p.add_argument("--json", help="where every single figure goes")
     a = p.parse_args()

@@ -101,7 +101,8 @@ async fn put(run: &Location, whole: &WholeCheckpoint, body: Vec<u8>) -> Result<W
 /// Whether [`prune`] would find anything to delete. If so the checkpoint of `newest`, on which all depends from then
 /// on, has been read back, every byte of it: an error says what is wrong with it.
 pub async fn may_prune(run: &Location, old: &[Step], newest: Step) -> Result<bool> {
-    let any = !old.is_empty() || !strays(run, old, newest).await?.is_empty();
+    let any =
+        !old.is_empty() || !strays(run, old, newest, generation_of(run, newest).await?).await?.is_empty();
     if any {
         verify(run, newest).await?;
     }
@@ -116,7 +117,8 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
     for step in old {
         run.delete(&manifest_key(*step)).await?;
     }
-    for (step, stray) in strays(run, old, newest).await? {
+    let generation = generation_of(run, newest).await?;
+    for (step, stray) in strays(run, old, newest, generation).await? {
         let deletions = stray.iter().map(|key| delete(run.clone(), key.clone())).collect::<Vec<_>>();
         stream::iter(deletions).buffer_unordered(PARALLEL).try_collect::<()>().await?;
         // One that led before may have written a manifest of them meanwhile, unaware that it leads no longer.
@@ -126,7 +128,6 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
             run.delete(&manifest).await?;
         }
     }
-    let (_, Kept { generation, .. }) = kept(run.clone(), newest).await?;
     let over = |key: &str| step_of(key).is_some_and(|s| s < newest) && !is_after(key, generation);
     let unfinished = run.remove_unfinished(FOLDER, over).await?;
     if unfinished > 0 {
@@ -135,10 +136,19 @@ pub async fn prune(run: &Location, old: &[Step], newest: Step) -> Result<()> {
     Ok(())
 }
 
-/// What no manifest names in the folders of steps before `newest` and of `old` ones, by step.
-async fn strays(run: &Location, old: &[Step], newest: Step) -> Result<BTreeMap<Step, Vec<String>>> {
+/// The generation that took a committed checkpoint.
+async fn generation_of(run: &Location, step: Step) -> Result<Generation> {
+    Ok(kept(run.clone(), step).await?.1.generation)
+}
+
+/// What no manifest names in the folders of steps before `newest`, which `generation` took, and of `old` ones, by step.
+async fn strays(
+    run: &Location,
+    old: &[Step],
+    newest: Step,
+    generation: Generation,
+) -> Result<BTreeMap<Step, Vec<String>>> {
     let mut by_step: BTreeMap<Step, Vec<String>> = BTreeMap::new();
-    let (_, Kept { generation, .. }) = kept(run.clone(), newest).await?;
     for object in run.list(FOLDER).await?.into_iter().filter(|o| !is_after(&o.key, generation)) {
         if let Some(step) = step_of(&object.key).filter(|s| *s < newest || old.contains(s)) {
             by_step.entry(step).or_default().push(object.key);

@@ -31,6 +31,25 @@ fn finish(workers: Vec<Job>) -> Vec<String> {
     workers.into_iter().map(Job::finish).collect()
 }
 
+/// Another coordinator of a run that has one.
+fn take_over(cluster: &Cluster, run: &str) -> Job {
+    let mut command = cluster.coordinator_command(run, 0, &[]);
+    command.arg("--take-over");
+    let mut coordinator = cluster.start(0, command);
+    coordinator.listening();
+    coordinator
+}
+
+/// Two workers step on under a coordinator that has taken over, until it is told to stop; nothing shows in the ledger.
+fn goes_on_under(mut coordinator: Job, cluster: &Cluster, run: &str, workers: Vec<Job>) {
+    coordinator.wait_step();
+    coordinator.signal(Signal::TERM);
+    coordinator.finish();
+    let ledger = cluster.ledger(run, &finish(workers));
+    assert_eq!(ledger.worlds(), [2], "the generation went on");
+    ledger.equals(&cluster.straight(2, ledger.steps()));
+}
+
 /// All processes at once, twice: in the middle of an epoch, and while a checkpoint is on its way.
 #[test]
 fn all_are_killed_and_started_again() {
@@ -144,20 +163,12 @@ fn a_superseded_coordinator_wakes_up_and_stops() {
     let workers: Vec<Job> = (0..2).map(|_| cluster.worker(0, &address)).collect();
     first.wait_line(&["step 11 of"]);
     first.signal(Signal::STOP);
-    let mut command = cluster.coordinator_command("superseded", 0, &[]);
-    command.arg("--take-over");
-    let mut second = cluster.start(0, command);
-    second.listening();
+    let mut second = take_over(&cluster, "superseded");
     second.wait_step();
     first.signal(Signal::CONT);
     let (code, said) = first.finish_any();
     assert_eq!(code, Some(1), "{said}");
-    second.wait_step();
-    second.signal(Signal::TERM);
-    second.finish();
-    let ledger = cluster.ledger("superseded", &finish(workers));
-    assert_eq!(ledger.worlds(), [2], "the generation went on");
-    ledger.equals(&cluster.straight(2, ledger.steps()));
+    goes_on_under(second, &cluster, "superseded", workers);
 }
 
 /// Two coordinators that are both well: the second one is refused, and then told to take over; who leads, and whom the
@@ -171,19 +182,11 @@ fn a_take_over_among_those_who_show_token_and_certificate() {
     let (code, said) = cluster.start(0, cluster.coordinator_command("taken", 0, &[])).finish_any();
     assert_eq!(code, Some(2), "{said}");
     assert!(said.contains(&address) && said.contains("--take-over"), "{said}");
-    let mut command = cluster.coordinator_command("taken", 0, &[]);
-    command.arg("--take-over");
-    let mut second = cluster.start(0, command);
-    second.listening();
+    let mut second = take_over(&cluster, "taken");
     let (code, said) = first.finish_any();
     assert_eq!(code, Some(1), "{said}");
     second.wait_line(&["goes on under this coordinator"]);
-    second.wait_step();
-    second.signal(Signal::TERM);
-    second.finish();
-    let ledger = cluster.ledger("taken", &finish(workers));
-    assert_eq!(ledger.worlds(), [2], "the generation went on");
-    ledger.equals(&cluster.straight(2, ledger.steps()));
+    goes_on_under(second, &cluster, "taken", workers);
 }
 
 /// Refused, delayed, reset and answered into the void: while shards, manifests and the journal are written, read back

@@ -70,6 +70,9 @@ pub struct Args {
     /// How long.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
+    /// Begin before this step, as a job that is resumed there.
+    #[arg(long, value_name = "STEP", default_value_t = 0, hide_default_value = true)]
+    from_step: u64,
     /// Stop after this many passes over the clips even if it is earlier.
     #[arg(long, default_value_t = 1_000_000, hide_default_value = true)]
     epochs: u64,
@@ -126,6 +129,7 @@ impl Args {
             requests,
             cache: cache.map(|cache| (PathBuf::from(&cache.folder), cache.limit.0)),
             limit,
+            from_step: self.from_step,
             epochs: self.epochs,
             ceiling: self.ceiling.then_some(TRIAL),
         })

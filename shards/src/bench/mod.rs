@@ -46,6 +46,8 @@ pub struct Spec {
     pub cache: Option<(PathBuf, u64)>,
     /// The stream is stopped after the batch that comes this late.
     pub limit: Duration,
+    /// It begins before this step of a run, as one that is resumed there.
+    pub from_step: u64,
     /// It ends after this many passes over the split.
     pub epochs: u64,
     /// Measure also what codec and store could give at most, each for this long.
@@ -144,8 +146,8 @@ pub fn bench(
         clips: set.clips,
         rank: 0,
         world: 1,
-        start: (0, 0),
-        end: set.plan.first_step(spec.epochs),
+        start: set.plan.place(spec.from_step),
+        end: spec.from_step.saturating_add(set.plan.first_step(spec.epochs)),
         plan: set.plan,
         clip,
         view,
@@ -339,6 +341,7 @@ mod tests {
             requests: RequestPolicy { at_once: 8, ..RequestPolicy::default() },
             cache: None,
             limit: Duration::from_secs(60),
+            from_step: 0,
             epochs: 3,
             ceiling: Some(Duration::from_millis(100)),
         }
@@ -375,6 +378,18 @@ mod tests {
             assert_eq!(ceiling.decode_clips_per_second.is_some(), codec == Codec::Jpeg);
             assert!(ceiling.get_clips_per_second > 0.0 && report.peak_memory > 1 << 20);
         }
+    }
+
+    #[test]
+    fn a_resumed_stream_reads_nothing_of_what_was_consumed() {
+        let folder = tempfile::tempdir().unwrap();
+        let location = write_dataset(folder.path(), Codec::Raw, &[(20, 24, 16); 10]);
+        // The last of the second epoch's two steps, and one epoch more.
+        let spec = Spec { from_step: 3, epochs: 1, ceiling: None, ..spec() };
+        let report =
+            bench(&Runtime::new().unwrap(), &location, &spec, |d| whole(d, split(d, "train", 1, 4, None)?));
+        let report = report.unwrap();
+        assert_eq!((report.clips, report.batches, report.requests), (8, 2, 8));
     }
 
     #[test]

@@ -15,6 +15,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 /// A batch being made, with its share of the budget; dropped, it is given up.
@@ -24,6 +25,9 @@ pub(super) type Pending = AbortOnDropHandle<Result<(Batch, OwnedSemaphorePermit)
 const QUEUE: usize = 64;
 /// The budget counts these.
 const UNIT: u64 = 1024;
+/// For so long at most the first batch has the store to itself: whoever resumes waits for that one, and all requests of
+/// the later ones would share the line with it.
+const HEAD_START: Duration = Duration::from_millis(300);
 
 /// Starts the pipeline; it stops when either result is dropped.
 pub(super) fn start(
@@ -50,6 +54,8 @@ async fn deal(maker: Arc<Maker>, batches: Batches, prefetch_bytes: u64, queue: m
     let total = (prefetch_bytes / UNIT).clamp(1, u64::from(u32::MAX)) as u32;
     let units = |bytes: u64| bytes.div_ceil(UNIT).clamp(1, u64::from(total)) as u32;
     let budget = Arc::new(Semaphore::new(total as usize));
+    let (first, first_made) = oneshot::channel::<()>();
+    let (mut first, mut first_made) = (Some(first), Some(first_made));
     for plan in batches {
         // The place in the queue first: an aborted wait for it holds no budget.
         let Ok(place) = queue.reserve().await else { return };
@@ -59,11 +65,20 @@ async fn deal(maker: Arc<Maker>, batches: Batches, prefetch_bytes: u64, queue: m
                 let cost = units(pixels.saturating_add(plan.fetch_bytes));
                 let Ok(mut share) = budget.clone().acquire_many_owned(cost).await else { return };
                 let fetched = share.split((cost - 1).min(units(plan.fetch_bytes)) as usize);
-                tokio::spawn(maker.clone().make(plan, share, fetched))
+                let (maker, made) = (maker.clone(), first.take());
+                tokio::spawn(async move {
+                    let batch = maker.make(plan, share, fetched).await;
+                    drop(made);
+                    batch
+                })
             }
             Err(e) => tokio::spawn(async { Err(e) }),
         };
         place.send(AbortOnDropHandle::new(pending));
+        if let Some(made) = first_made.take() {
+            // Late, made or given up: the next ones begin.
+            let _ = timeout(HEAD_START, made).await;
+        }
     }
 }
 

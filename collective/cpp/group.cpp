@@ -94,7 +94,7 @@ void Group::broadcast_all(TensorPtrs tensors, int root) const {
   at::NoGradGuard no_grad;
   std::vector<at::Tensor> plain;
   for (auto& t : list(tensors)) plain.push_back(t.detach());
-  if (!plain.empty()) c10d::broadcast_coalesced(p, plain, 250 * 1024 * 1024, root);
+  if (!plain.empty()) c10d::broadcast_coalesced(p, plain, 25 * 1024 * 1024, root);
 }
 void Group::abort() const { p->abort(); }
 bool Group::healthy() const {

@@ -84,10 +84,11 @@ struct Reducer {
   void prepare_backward(TensorPtrs outputs) const;
   void zero_grad() const;
   double exchange_wait() const; // seconds
-  rust::Vec<uint64_t> bucket_sizes() const;
+  rust::Vec<uint64_t> lay_out() const; // bucket << 32 | parameter, in the order of exchange
 };
 std::unique_ptr<Reducer> make_reducer(TensorPtrs params, const Group& g, int64_t first_bucket_bytes,
-                                      int64_t bucket_bytes, bool find_unused, bool grad_as_view);
+                                      int64_t bucket_bytes, bool find_unused, bool grad_as_view,
+                                      rust::Slice<const uint64_t> layout); // empty: none is known
 
 // autograd.cpp
 struct Block; // a Rust function of one tensor

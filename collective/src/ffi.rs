@@ -80,12 +80,13 @@ pub mod shim {
             bucket_bytes: i64,
             find_unused: bool,
             grad_as_view: bool,
+            layout: &[u64],
         ) -> Result<UniquePtr<Reducer>>;
         fn prepare_forward(self: &Reducer) -> Result<bool>;
         unsafe fn prepare_backward(self: &Reducer, outputs: &[usize]) -> Result<()>;
         fn zero_grad(self: &Reducer) -> Result<()>;
         fn exchange_wait(self: &Reducer) -> Result<f64>;
-        fn bucket_sizes(self: &Reducer) -> Result<Vec<u64>>;
+        fn lay_out(self: &Reducer) -> Result<Vec<u64>>;
 
         fn init_logging() -> Result<()>;
         fn load_plugin(path: &str) -> Result<()>;

@@ -14,6 +14,7 @@
 
 mod autograd;
 mod cuda;
+mod dense;
 mod error;
 mod ffi;
 mod foreach;
@@ -27,11 +28,12 @@ mod tensor;
 
 pub use autograd::{BlockFn, RankSum, recompute};
 pub use cuda::load_cuda;
+pub use dense::{as_stored, with_bytes};
 pub use error::{Error, Result};
 pub use foreach::{foreach_copy, foreach_lerp, foreach_mul, foreach_norm};
 pub use group::{Aborter, Backend, Group, ReduceOp, Work};
 pub use memory::MemoryStore;
 pub use optim::{AdamW, Sgd, fused_adamw, fused_sgd};
-pub use reducer::{Reducer, ReducerOptions, backward};
+pub use reducer::{Buckets, Reducer, ReducerOptions, backward};
 pub use runtime::{Autocast, channels_last_3d, channels_last_3d_, exit_now, init, keep_pages};
 pub use store::{KeyValue, Store};

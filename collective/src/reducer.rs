@@ -28,6 +28,27 @@ impl Default for ReducerOptions {
     }
 }
 
+/// Which gradients are exchanged together, and in which order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Buckets(Vec<u64>);
+
+impl Buckets {
+    /// One number for each parameter.
+    pub fn to_numbers(&self) -> Vec<i64> {
+        self.0.iter().map(|&n| n as i64).collect()
+    }
+
+    /// What [`Buckets::to_numbers`] gave; [`Reducer::laid_out`] refuses anything else.
+    pub fn of_numbers(numbers: &[i64]) -> Self {
+        Self(numbers.iter().map(|&n| n as u64).collect())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.last().map_or(0, |last| (last >> 32) as usize + 1)
+    }
+}
+
 /// Averages gradients over the group. Every rank runs forward and backward the same number of
 /// times; after [`backward`] each parameter's gradient is the mean over the ranks, the same bits on
 /// all of them.
@@ -40,10 +61,20 @@ pub struct Reducer {
 unsafe impl Send for Reducer {}
 
 impl Reducer {
-    /// Checks that all ranks hold the same shapes in the same order, copies rank 0's values into
-    /// `params`, and hooks their gradients; gradients that are there are dropped. The parameters
-    /// are leaves that require grad, on one device. Change no parameter's memory format afterwards.
+    /// Checks that all ranks hold the same shapes in the same order, and hooks the parameters' gradients;
+    /// gradients that are there are dropped. The parameters are leaves that require grad, on one device, of the
+    /// same values on all ranks. Change no parameter's memory format afterwards.
     pub fn new(params: &[Tensor], group: &Group, o: ReducerOptions) -> Result<Self> {
+        Self::make(params, group, o, &[])
+    }
+
+    /// As [`Reducer::new`], with the buckets that another reducer of such parameters has found: their additions are
+    /// the same from the first pass on. The same buckets on all ranks.
+    pub fn laid_out(params: &[Tensor], group: &Group, o: ReducerOptions, buckets: &Buckets) -> Result<Self> {
+        Self::make(params, group, o, &buckets.0)
+    }
+
+    fn make(params: &[Tensor], group: &Group, o: ReducerOptions, layout: &[u64]) -> Result<Self> {
         let doing = group.doing("exchange gradients");
         // Safety: the pointers live as long as `params`; the shim keeps tensors, not pointers.
         let inner = unsafe {
@@ -54,6 +85,7 @@ impl Reducer {
                 o.bucket_bytes as i64,
                 o.find_unused,
                 o.gradient_as_bucket_view,
+                layout,
             )
         };
         let inner = inner.map_err(|e| Error::of_shim(&*doing, e))?;
@@ -88,9 +120,10 @@ impl Reducer {
         Ok(Duration::try_from_secs_f64(seconds).unwrap_or_default())
     }
 
-    /// Bytes of each bucket, in the order of their exchange.
-    pub fn bucket_sizes(&self) -> Result<Vec<u64>> {
-        self.inner.bucket_sizes().map_err(|e| self.error(e))
+    /// After the first pass: lays the buckets out in the order in which its gradients came on rank 0, if they are not
+    /// yet. Every rank takes part.
+    pub fn lay_out(&self) -> Result<Buckets> {
+        self.inner.lay_out().map(Buckets).map_err(|e| self.error(e))
     }
 
     fn error(&self, e: cxx::Exception) -> Error {

@@ -5,7 +5,7 @@
 mod support;
 
 use collective::{
-    Error, Group, KeyValue, MemoryStore, ReduceOp, Reducer, ReducerOptions, Sgd, backward, fused_sgd,
+    Buckets, Error, Group, KeyValue, MemoryStore, ReduceOp, Reducer, ReducerOptions, Sgd, backward, fused_sgd,
 };
 use std::{
     process::{Child, Command},
@@ -94,8 +94,7 @@ fn gradients_rank(keys: Arc<Remote>, rank: usize, world: usize) {
     let n = world as f64;
     assert_eq!(Vec::<f64>::try_from(&sum).unwrap(), [n * (n + 1.0) / 2.0, n]);
 
-    // Other weights on purpose: the reducer copies rank 0's.
-    let net = Net::new(7 + rank as i64);
+    let net = Net::new(7);
     let reducer = Reducer::new(&net.0, &group, options()).unwrap();
     let single = Net::new(7);
     for step in 0..4 {
@@ -116,7 +115,23 @@ fn gradients_rank(keys: Arc<Remote>, rank: usize, world: usize) {
         net.step();
         single.step();
     }
-    assert!(reducer.bucket_sizes().unwrap().len() > 1, "the test means to use several buckets");
+    let buckets = reducer.lay_out().unwrap();
+    assert!(buckets.count() > 1, "the test means to use several buckets");
+    share(&net, &reducer, &group, 4).unwrap();
+    let laid_out_on_the_way: Vec<Tensor> = net.grads().iter().map(Tensor::copy).collect();
+    drop(reducer);
+    let numbers = buckets.to_numbers();
+    let reducer = Reducer::laid_out(&net.0, &group, options(), &Buckets::of_numbers(&numbers)).unwrap();
+    share(&net, &reducer, &group, 4).unwrap();
+    let equal = |(a, b): (&Tensor, &Tensor)| a.equal(b);
+    assert!(laid_out_on_the_way.iter().zip(&net.grads()).all(equal), "other bits in the first pass");
+    assert_eq!(reducer.lay_out().unwrap(), buckets);
+    drop(reducer);
+    for numbers in [&numbers[1..], &[&numbers[1..], &numbers[1..2]].concat()] {
+        let refused = Reducer::laid_out(&net.0, &group, options(), &Buckets::of_numbers(numbers));
+        let why = refused.map(|_| ()).unwrap_err().to_string();
+        assert!(why.contains("belongs to other parameters"), "{why}");
+    }
 }
 
 #[test]
@@ -168,6 +183,7 @@ fn killed_rank(keys: Arc<Remote>, rank: usize) {
     drop((reducer, first));
     // As in a job: both take the state of rank 0, then repeat the step.
     let second = group(keys, "g1/", rank / 2, 2, secs(60)).unwrap();
+    second.broadcast_all(&net.0, 0).unwrap();
     let reducer = Reducer::new(&net.0, &second, options()).unwrap();
     for step in 0..5 {
         share(&net, &reducer, &second, step).unwrap();

@@ -11,8 +11,9 @@ use crate::{
     optim::Optimizer,
     scaler::LossScaler,
 };
-use collective::{Group, foreach_copy};
+use collective::{Group, as_stored, foreach_copy, with_bytes};
 use configs::{Checkpoint, Config, Precision};
+use crc_fast::CrcAlgorithm;
 use models::{Model, Named, Role};
 use sha2::{Digest, Sha256};
 use shards::{format::Dataset, plan::Plan};
@@ -140,14 +141,16 @@ impl State {
         self.of(|n| matches!(n.role, Role::Buffer))
     }
 
-    /// Every rank takes rank `source`'s weights, statistics, averages and optimizer state. `aside`: this rank's own
-    /// state stays as it is until all of the other is here, for which there must be room.
+    /// Every rank takes rank `source`'s weights, statistics, averages and optimizer state, as they lie in memory there,
+    /// which is part of the [`State::digest`]. `aside`: this rank's own state stays as it is until all of the other is
+    /// here, for which there must be room.
     pub fn broadcast(&mut self, group: &Group, source: usize, aside: bool) -> Result<()> {
         let mut optimizer = self.optimizer.state();
         optimizer.extend(self.scaler.iter().flat_map(LossScaler::state));
         let mut all: Vec<Tensor> = self.of(|_| true).iter().map(|t| t.detach()).collect();
         all.extend(optimizer.iter().map(|(_, t)| t.shallow_clone()));
         all.extend(self.ema.iter().flat_map(Ema::state).map(|(_, t)| t));
+        let all = all.iter().map(|t| Ok(as_stored(t)?.0)).collect::<Result<Vec<_>>>()?;
         if aside {
             let room = all.iter().map(|t| t.f_zeros_like()).collect::<std::result::Result<Vec<_>, _>>()?;
             group.broadcast_all(&room, source)?;
@@ -162,18 +165,20 @@ impl State {
         self.optimizer.load(optimizer)
     }
 
-    /// A fingerprint of what all ranks share after a step: weights, optimizer state, averages, loss scaler. The
-    /// running statistics are left out: each rank has its own, and rank 0's are the ones that count.
+    /// A fingerprint of what all ranks share after a step, and of how it lies in memory: weights, optimizer state,
+    /// averages, loss scaler. The running statistics are left out: each rank has its own, and rank 0's are the ones that
+    /// count.
     pub fn digest(&self) -> Result<u64> {
         let optimizer =
             self.optimizer.state().into_iter().chain(self.scaler.iter().flat_map(LossScaler::state));
         let named = optimizer.chain(self.ema.iter().flat_map(Ema::state)).map(|(_, t)| t);
-        let (mut bytes, mut sums) = (vec![], Sha256::new());
+        let mut sums = Sha256::new();
         for tensor in self.parameters().into_iter().chain(named) {
-            bytes.resize(tensor.numel() * tensor.f_kind()?.elt_size_in_bytes(), 0u8);
-            // In row-major order, whatever its device and memory format.
-            tensor.f_detach()?.f_copy_data_u8(&mut bytes, tensor.numel())?;
-            sums.update(crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &bytes).to_le_bytes());
+            let (stored, order) = as_stored(&tensor.f_detach()?)?;
+            let stored = stored.f_contiguous()?.f_to_device(Device::Cpu)?;
+            let sum = with_bytes(&stored, |bytes| crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes))?;
+            order.iter().for_each(|dimension| sums.update(dimension.to_le_bytes()));
+            sums.update(sum.to_le_bytes());
         }
         let all: [u8; 32] = sums.finalize().into();
         Ok(all[..8].iter().fold(0, |n, b| n << 8 | u64::from(*b)))
@@ -221,6 +226,24 @@ lr = 0.01
         let more: Vec<String> = more.iter().map(|s| s.to_string()).collect();
         let config = Config::parse("the test's", &text, &more).unwrap();
         State::new(&config, &["a".into(), "b".into()], Device::Cpu)
+    }
+
+    #[test]
+    fn a_digest_tells_values_and_memory_formats_apart() {
+        let model = "arch = \"resnet3d\"\nkind = \"slow\"\ndepth = 18\nwidth = 8";
+        let (fp32, ema) = ("train.precision=fp32", "train.ema={ decay = 0.9 }");
+        let of = |more: &[&str]| fresh(model, &[&[fp32, ema], more].concat()).unwrap();
+        let (plain, turned) = (of(&["train.channels_last=false"]), of(&["train.channels_last=true"]));
+        assert_eq!(plain.digest().unwrap(), of(&["train.channels_last=false"]).digest().unwrap());
+        assert_ne!(plain.digest().unwrap(), turned.digest().unwrap(), "the same values in another order");
+        for tensor in [turned.parameters(), turned.ema.iter().flat_map(Ema::state).map(|(_, t)| t).collect()]
+        {
+            let before = turned.digest().unwrap();
+            let _no_grad = tch::no_grad_guard();
+            let mut last = tensor.last().unwrap().view([-1]).get(0);
+            let _ = last.f_add_scalar_(1e-3).unwrap();
+            assert_ne!(turned.digest().unwrap(), before);
+        }
     }
 
     /// There libtorch leaves weight gradients undefined.

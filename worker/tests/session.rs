@@ -8,7 +8,12 @@ use proto::v1::{
     directive::Kind as Down,
     worker_message::Kind as Up,
 };
-use std::{path::Path, pin::Pin, sync::Mutex, time::Duration};
+use std::{
+    path::Path,
+    pin::Pin,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 use storage::Location;
 use tokio::{
     net::TcpListener,
@@ -63,11 +68,14 @@ struct Played {
     address: String,
     conversations: UnboundedReceiver<Conversation>,
     task: JoinHandle<()>,
+    /// What it says of the job.
+    state: Arc<Mutex<&'static str>>,
 }
 
 struct Service {
     run_url: String,
     to_test: Mutex<UnboundedSender<Conversation>>,
+    state: Arc<Mutex<&'static str>>,
 }
 
 impl Played {
@@ -75,12 +83,13 @@ impl Played {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (to_test, conversations) = mpsc::unbounded_channel();
-        let service = Service { run_url: run_url.into(), to_test: Mutex::new(to_test) };
+        let state = Arc::new(Mutex::new("running"));
+        let service = Service { run_url: run_url.into(), to_test: Mutex::new(to_test), state: state.clone() };
         let server = Server::builder().add_service(CoordinatorServer::new(service));
         let task = tokio::spawn(async move {
             server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
         });
-        Self { address, conversations, task }
+        Self { address, conversations, task, state }
     }
 
     async fn next(&mut self) -> Conversation {
@@ -113,7 +122,8 @@ impl Coordinator for Service {
     }
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::JobStatus>, Status> {
-        Ok(Response::new(v1::JobStatus { state: "running".into(), ..Default::default() }))
+        let state = self.state.lock().unwrap().to_string();
+        Ok(Response::new(v1::JobStatus { state, ..Default::default() }))
     }
 
     async fn release(&self, _: Request<v1::ReleaseRequest>) -> Result<Response<v1::ReleaseReply>, Status> {
@@ -194,6 +204,21 @@ fn what_a_broken_connection_lost_is_said_again() {
     second.say(5, Down::Shutdown(shutdown));
     assert!(session.wait_assignment().unwrap().is_none());
     assert!(session.is_replaced());
+}
+
+#[test]
+fn a_newcomer_hears_whether_others_train_already() {
+    let (runtime, dir) = (Runtime::new().unwrap(), tempfile::tempdir().unwrap());
+    runtime.block_on(async {
+        let played = Played::start(dir.path().to_str().unwrap()).await;
+        let channel = session::connect(&played.address, &Access::default()).await.unwrap();
+        for (state, training) in
+            [("running", true), ("leaving", true), ("starting", false), ("waiting", false)]
+        {
+            *played.state.lock().unwrap() = state;
+            assert_eq!(session::is_training(channel.clone()).await, training, "{state}");
+        }
+    });
 }
 
 #[test]

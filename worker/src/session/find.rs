@@ -37,6 +37,12 @@ pub async fn get_job(channel: Connection, address: &str) -> Result<v1::Job> {
     Ok(job)
 }
 
+/// Whether others train already, who will have to wait for this worker; not, where the coordinator does not say.
+pub async fn is_training(channel: Connection) -> bool {
+    let status = CoordinatorClient::new(channel).status(v1::StatusRequest {}).await;
+    status.is_ok_and(|status| matches!(&*status.into_inner().state, "running" | "leaving"))
+}
+
 /// Where the coordinator that wrote last to the run's journal is reached. `None`: nobody has, or left no address.
 pub async fn leader(run: &Location) -> Result<Option<String>> {
     // Numbers have leading zeros.

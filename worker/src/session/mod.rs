@@ -17,7 +17,7 @@ mod progress;
 mod standing;
 mod watch;
 
-pub use find::{connect, get_job, leader, local_address};
+pub use find::{connect, get_job, is_training, leader, local_address};
 pub use progress::{Progress, Timing};
 
 use crate::{Error, Result};

@@ -2,7 +2,7 @@
 
 use super::{
     Job,
-    kept::{Kept, Owed, broadcast},
+    kept::{Claim, Kept, Owed, broadcast},
     measure::MOMENTUM,
     meet::meet,
     now,
@@ -11,10 +11,14 @@ use super::{
 use crate::{
     Error, Result,
     batch::Normalise,
-    checkpoint::{layout::Place, load::Read, shared::Shared},
+    checkpoint::{
+        layout::Place,
+        load::{Loaded, Read},
+        shared::Shared,
+    },
     ema::Ema,
     feed, schedule,
-    session::{Asked, Assignment, Session, Timing},
+    session::{Age, Asked, Assignment, Session, Timing},
     state::State,
     supervise,
     weights::init,
@@ -44,8 +48,8 @@ pub(super) struct Generation<'a> {
     /// What the step shows.
     pub(super) shape: StepShape,
     stages: Vec<Stage>,
-    /// Batches from a position on, ordered before the ranks had agreed on it.
-    ahead: Option<(Place, Stream)>,
+    /// From the position on.
+    batches: Stream,
 }
 
 /// What rank 0 reports of one step.
@@ -80,16 +84,24 @@ impl<'a> Generation<'a> {
         // A survivor goes on where it stands, as a rule: its clips are read while the ranks meet.
         let ahead = kept.begun.then(|| job.batches(&at, kept.position).map(|s| (kept.position, s)));
         let ahead = ahead.transpose()?;
-        let group = meet(job, session, &at)?;
+        let (group, mine) = meet(job, session, &at, || kept.claim())?;
         progress.at("loading", at.generation, kept.position.epoch, kept.position.step);
         progress.meets("agreement on the state");
-        let entered = agree(job, session, kept, &at, &group).and_then(|()| {
+        let entered = agree(job, session, kept, mine, &at, &group).and_then(|()| {
+            let batches = match ahead.filter(|(place, _)| *place == kept.position) {
+                Some((_, batches)) => batches,
+                None => job.batches(&at, kept.position)?,
+            };
             let mode = norm_mode(job.config.train.batch_norm, &group);
             kept.state.model.set_norm_mode(mode);
-            let reducer = Reducer::new(&kept.state.parameters(), &group, ReducerOptions::default())?;
-            Ok((reducer, Guard::new(&kept.state)?))
+            let (parameters, options) = (kept.state.parameters(), ReducerOptions::default());
+            let reducer = match &kept.buckets {
+                Some(buckets) => Reducer::laid_out(&parameters, &group, options, buckets)?,
+                None => Reducer::new(&parameters, &group, options)?,
+            };
+            Ok((batches, reducer, Guard::new(&kept.state)?))
         });
-        let (reducer, guard) = match entered {
+        let (batches, reducer, guard) = match entered {
             Ok(entered) => entered,
             Err(e) => {
                 // Dropping a group waits for what is in flight.
@@ -101,7 +113,7 @@ impl<'a> Generation<'a> {
         let normalise = Normalise::new(&job.config, job.options.device.torch());
         let stages = job.config.stages();
         let shape = stages[0].base();
-        Ok(Self { job, session, kept, at, reducer, group, normalise, guard, shape, stages, ahead })
+        Ok(Self { job, session, kept, at, reducer, group, normalise, guard, shape, stages, batches })
     }
 
     /// Trains until the job is done or the generation is left or breaks off.
@@ -117,11 +129,6 @@ impl<'a> Generation<'a> {
         let (config, at) = (&self.job.config, self.at.clone());
         let plan = self.job.set.plan.clone();
         let total = self.job.feed().total_steps(&plan);
-        let ahead = self.ahead.take().filter(|(place, _)| *place == self.kept.position);
-        let mut batches = match ahead {
-            Some((_, batches)) => batches,
-            None => self.job.batches(&at, self.kept.position)?,
-        };
         self.announce();
         let asked = self.boundary()?;
         if asked.leave {
@@ -132,7 +139,7 @@ impl<'a> Generation<'a> {
             let Place { epoch, step_in_epoch, step } = self.kept.position;
             self.session.check(at.generation)?;
             self.session.progress().at("training", at.generation, epoch, step);
-            let batch = batches.next()?.ok_or_else(|| self.job.short_epoch(self.kept.position))?;
+            let batch = self.batches.next()?.ok_or_else(|| self.job.short_epoch(self.kept.position))?;
 
             let per_epoch = plan.steps_per_epoch(epoch);
             let lr = schedule::lr_of_step(config, feed::fraction(&plan, epoch, step_in_epoch));
@@ -150,10 +157,10 @@ impl<'a> Generation<'a> {
                 checkpoint: ended || place.is_due(&config.checkpoint) || summary.asked.checkpoint,
             };
             self.report(&batch, &summary, lr, (per_epoch, total), began);
-            batches.recycle(batch);
+            self.batches.recycle(batch);
             if epoch_ended {
-                self.tell_reads(&batches.stats());
-                if let Some(found) = batches.cache_stats() {
+                self.tell_reads(&self.batches.stats());
+                if let Some(found) = self.batches.cache_stats() {
                     tracing::info!("the node's cache since this worker's start: {found}");
                 }
             }
@@ -181,15 +188,20 @@ impl<'a> Generation<'a> {
         Ok(asked)
     }
 
-    /// The reducer lays its buckets out anew after its first backward pass. Doing that before the
-    /// first step gives every step of every generation the same order of additions, so that a
+    /// A reducer lays its buckets out in the order in which its first backward pass finds the gradients. Doing that
+    /// before the first step, and once, gives every step of every generation the same order of additions, so that a
     /// resumed run has the same bits as one that was never stopped.
     fn warm_up(&mut self) -> Result<()> {
+        if self.kept.buckets.is_some() {
+            return Ok(());
+        }
         let Place { epoch, step, .. } = self.kept.position;
         self.session.progress().at("joining", self.at.generation, epoch, step);
         self.session.progress().meets("exchange of gradients");
         self.reducer.zero_grad()?;
-        self.pass_of_zeros(false, true)
+        self.pass_of_zeros(false, true)?;
+        self.kept.buckets = Some(self.reducer.lay_out()?);
+        Ok(())
     }
 
     /// Which clips this rank's part of a step is about to show, for those who count (`RUST_LOG=info,clips=debug`).
@@ -359,33 +371,39 @@ impl Exchange for OverRanks {
     }
 }
 
-/// The state that the whole group goes on from: what its members have in memory, or else the newest checkpoint.
-fn agree(job: &Job, session: &Session, kept: &mut Kept, at: &Assignment, group: &Group) -> Result<()> {
+/// The state that the whole group goes on from: what its members have in memory, unless a newer one is in a
+/// checkpoint; or else the weights that a new run starts from.
+fn agree(
+    job: &Job,
+    session: &Session,
+    kept: &mut Kept,
+    mine: Claim,
+    at: &Assignment,
+    group: &Group,
+) -> Result<()> {
     let newcomer = !kept.begun;
-    if kept.agree(job, at, group)? {
+    if kept.agree(job, mine, at.committed, at, group)? {
         return agree_on_plan(job, group).map_err(|e| match e {
             Error::Usage(why) if newcomer => Error::Misfit(why),
             e => e,
         });
     }
+    agree_on_plan(job, group)?;
+    let loaded = newest(job, session, at, group)?;
+    // The newest may be damaged, and the one before it older than what the ranks have.
+    let age = loaded.as_ref().map(|l| Age { generation: l.header.generation, step: l.header.place().step });
+    if kept.agree(job, mine, age, at, group)? {
+        return Ok(());
+    }
     // Until all of it is here there is none.
-    (kept.broke, kept.begun, kept.saved, kept.skipped) = (false, false, None, 0);
-    (kept.position, kept.owed, kept.generation) = restore(job, session, at, group, &mut kept.state)?;
+    (kept.broke, kept.begun, kept.saved, kept.skipped, kept.buckets) = (false, false, None, 0, None);
+    (kept.position, kept.owed, kept.generation) = restore(job, session, at, group, &mut kept.state, loaded)?;
     kept.begun = true;
     Ok(())
 }
 
-/// The ranks read the newest whole checkpoint together; or rank 0 the weights that a new run starts from, which
-/// the others get from it. With the position, what is to be done there before the next step, and the generation that
-/// had come there.
-fn restore(
-    job: &Job,
-    session: &Session,
-    at: &Assignment,
-    group: &Group,
-    state: &mut State,
-) -> Result<(Place, Owed, u64)> {
-    agree_on_plan(job, group)?;
+/// The newest whole checkpoint, which the ranks read together.
+fn newest(job: &Job, session: &Session, at: &Assignment, group: &Group) -> Result<Option<Loaded>> {
     let progress = session.progress();
     let shared = Shared {
         run: &job.run,
@@ -396,7 +414,20 @@ fn restore(
         runtime: job.runtime.handle(),
         tick: &|| progress.tick(),
     };
-    if let Some(loaded) = shared.newest(|text| session.log("warn", text))? {
+    shared.newest(|text| session.log("warn", text))
+}
+
+/// Takes over the checkpoint; or rank 0 the weights that a new run starts from, which the others get from it. With the
+/// position, what is to be done there before the next step, and the generation that had come there.
+fn restore(
+    job: &Job,
+    session: &Session,
+    at: &Assignment,
+    group: &Group,
+    state: &mut State,
+    loaded: Option<Loaded>,
+) -> Result<(Place, Owed, u64)> {
+    if let Some(loaded) = loaded {
         let (Read { store, local }, committed, url) = (loaded.read, loaded.committed, loaded.url.clone());
         let owed = Owed { measure: loaded.header.evaluation_owed, checkpoint: !committed };
         let generation = loaded.header.generation;

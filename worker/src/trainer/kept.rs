@@ -13,7 +13,7 @@ use crate::{
     session::{Age, Assignment, Session},
     state::State,
 };
-use collective::{Group, ReduceOp};
+use collective::{Buckets, Group, ReduceOp};
 use proto::v1;
 use std::collections::{BTreeSet, VecDeque};
 use storage::Bandwidth;
@@ -33,6 +33,8 @@ pub(super) struct Kept {
     /// The generation that took the last step, or the last checkpoint.
     pub(super) generation: u64,
     pub(super) owed: Owed,
+    /// How gradients are exchanged; known from the first generation on that takes a step.
+    pub(super) buckets: Option<Buckets>,
     /// Steps skipped in a row.
     pub(super) skipped: u64,
     /// Damaged clips that were spoken of, by their places in the split.
@@ -67,7 +69,7 @@ pub(super) struct Owed {
 
 /// What one rank brings into a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Claim {
+pub(super) struct Claim {
     begun: bool,
     age: Age,
     digest: u64,
@@ -89,6 +91,7 @@ impl Kept {
             begun: false,
             generation: 0,
             owed: Owed::default(),
+            buckets: None,
             skipped: 0,
             told: BTreeSet::new(),
             reports: VecDeque::new(),
@@ -115,24 +118,23 @@ impl Kept {
     }
 
     /// Agrees with the other ranks of a new group, and leaves this one with the state that counts. False: nobody has
-    /// any, or a newer one is committed, so it must be read. Every rank takes part.
-    pub(super) fn agree(&mut self, job: &Job, at: &Assignment, group: &Group) -> Result<bool> {
-        let mine = self.claim()?;
+    /// any, or `saved`, the newest checkpoint, is newer. Every rank takes part.
+    pub(super) fn agree(
+        &mut self,
+        job: &Job,
+        mine: Claim,
+        saved: Option<Age>,
+        at: &Assignment,
+        group: &Group,
+    ) -> Result<bool> {
         let claims = exchange(&mine, at, group, job)?;
-        let Some(agreed) = agreed(&claims, at.committed) else {
-            if let (0, Some(newest)) = (at.rank, at.committed.filter(|_| claims.iter().any(|c| c.begun))) {
-                tracing::info!(
-                    "the committed checkpoint of step {} is newer than what the ranks have",
-                    newest.step
-                );
-            }
-            return Ok(false);
-        };
+        let Some(agreed) = agreed(&claims, saved) else { return Ok(false) };
         let (source, sent) = (agreed.source, claims[agreed.source]);
         if at.rank == source {
             tell(&claims, &agreed);
         }
         self.tells = self.broke && at.rank == source;
+        self.buckets = self.hear_buckets(source, group, job)?;
         let (place, owed, skipped) = self.hear_place(source, group, job)?;
         let behind = agreed.behind.contains(&at.rank);
         if !agreed.behind.is_empty() {
@@ -154,7 +156,8 @@ impl Kept {
         Ok(true)
     }
 
-    fn claim(&self) -> Result<Claim> {
+    /// What this rank brings into the next group.
+    pub(super) fn claim(&self) -> Result<Claim> {
         Ok(match self.begun {
             true => {
                 let age = Age { generation: self.generation, step: self.position.step };
@@ -162,6 +165,14 @@ impl Kept {
             }
             false => Claim::default(),
         })
+    }
+
+    /// The source's, who may know none yet.
+    fn hear_buckets(&self, source: usize, group: &Group, job: &Job) -> Result<Option<Buckets>> {
+        let parameters = self.state.parameters().len();
+        let numbers = self.buckets.as_ref().map_or(vec![-1; parameters], Buckets::to_numbers);
+        let numbers = broadcast(&numbers, source, group, job)?;
+        Ok((!numbers.contains(&-1)).then(|| Buckets::of_numbers(&numbers)))
     }
 
     /// The source's position, what it owes there, and how many steps were skipped.
@@ -203,11 +214,11 @@ fn exchange(mine: &Claim, at: &Assignment, group: &Group, job: &Job) -> Result<V
     Ok(rows.chunks(4).map(claim).collect())
 }
 
-/// The newest wins, and among those who hold it the lowest rank. `None`: nobody has begun, or what is committed is
-/// newer than what anybody has.
-fn agreed(claims: &[Claim], committed: Option<Age>) -> Option<Agreement> {
+/// The newest wins, and among those who hold it the lowest rank. `None`: nobody has begun, or what is saved is newer
+/// than what anybody has.
+fn agreed(claims: &[Claim], saved: Option<Age>) -> Option<Agreement> {
     let newest = claims.iter().filter(|c| c.begun).map(|c| c.age).max()?;
-    if committed > Some(newest) {
+    if saved > Some(newest) {
         return None;
     }
     let source = claims.iter().position(|c| c.begun && c.age == newest)?;

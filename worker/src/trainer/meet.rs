@@ -21,8 +21,13 @@ use std::{
 const LOOK: Duration = Duration::from_millis(100);
 
 /// Connects to the other ranks. Nothing can abort a group that is not whole yet, so it is made on a thread of its
-/// own: where a peer dies on the way, that thread waits out its time alone.
-pub(super) fn meet(job: &Job, session: &mut Session, at: &Assignment) -> Result<Group> {
+/// own: where a peer dies on the way, that thread waits out its time alone. `meanwhile` is done beside it.
+pub(super) fn meet<T>(
+    job: &Job,
+    session: &mut Session,
+    at: &Assignment,
+    meanwhile: impl FnOnce() -> Result<T>,
+) -> Result<(Group, T)> {
     let limit = job.config.cluster.collective_timeout.duration();
     let keys = Arc::new(StoreOverGrpc::new(session.channel(), job.runtime.handle().clone(), limit));
     let (device, host) = (job.options.device, job.host.clone());
@@ -41,6 +46,7 @@ pub(super) fn meet(job: &Job, session: &mut Session, at: &Assignment) -> Result<
         .name("meet".into())
         .spawn(move || drop(done.send(make())))
         .map_err(|source| Error::Io { path: "a thread".into(), source })?;
+    let made = meanwhile()?;
     let group = loop {
         match met.recv_timeout(LOOK) {
             Ok(group) => break group?,
@@ -51,5 +57,5 @@ pub(super) fn meet(job: &Job, session: &mut Session, at: &Assignment) -> Result<
         }
     };
     session.watch_over(generation, &group);
-    Ok(group)
+    Ok((group, made))
 }

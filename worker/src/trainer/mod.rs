@@ -3,6 +3,7 @@
 //! ```text
 //! mod.rs         joins the job and trains in one generation after the other
 //! kept.rs        what outlives a generation, and how the ranks of a new one agree on it
+//! rehearse.rs    what a newcomer does before the others have to wait for it
 //! meet.rs        the group of a generation
 //! generation.rs  the loop itself: next batch, step, report, evaluate, checkpoint
 //! save.rs        checkpoints: copied between two steps, uploaded behind the next
@@ -15,6 +16,7 @@ mod generation;
 mod kept;
 mod measure;
 mod meet;
+mod rehearse;
 mod save;
 mod signals;
 mod step;
@@ -36,6 +38,7 @@ use proto::{
     Access, Connection,
     v1::{self, worker_message::Kind as Message},
 };
+use rehearse::rehearse;
 use shards::{cache::Cache, format::Dataset, stream::Stream, trainset::TrainSet};
 use signals::Signals;
 use std::{
@@ -170,6 +173,9 @@ fn join(options: TrainerOptions, runtime: Runtime, signals: &Signals) -> Result<
     let set = runtime.block_on(TrainSet::open(&config, &dataset))?;
     if let Device::Cuda(_) = options.device {
         collective::load_cuda()?;
+    }
+    if runtime.block_on(session::is_training(channel.clone())) {
+        rehearse(&config, dataset.manifest.labels.len(), options.device)?;
     }
     let mut state = State::new(&config, &dataset.manifest.labels, options.device.torch())?;
     if config.train.checkpoint_activations {

@@ -275,7 +275,8 @@ impl World {
                 // It may have been swept, but then a later one is there.
                 let step = whole.step;
                 assert!(
-                    self.store.newest_whole() > Some(step) || self.store.is_damaged(step),
+                    self.store.newest_whole().is_some_and(|(_, newest)| newest > step)
+                        || self.store.is_damaged(step),
                     "files of step {step}, {}, are gone",
                     whole.attempt
                 );

@@ -107,9 +107,10 @@ impl Store {
         self.objects.keys().filter(|o| is_over(o) && !named(o)).cloned().collect()
     }
 
-    /// The newest step whose checkpoint can be read: each object is there and has its digest.
-    pub fn newest_whole(&self) -> Option<Step> {
-        self.manifests.iter().rev().find(|(step, m)| self.is_whole(**step, m)).map(|(step, _)| *step)
+    /// The checkpoint of the newest step that can be read: each object is there and has its digest.
+    pub fn newest_whole(&self) -> Option<(Generation, Step)> {
+        let whole = self.manifests.iter().rev().find(|(step, m)| self.is_whole(**step, m));
+        whole.map(|(step, m)| (m.origin.generation, *step))
     }
 
     fn is_whole(&self, step: Step, manifest: &Manifest) -> bool {

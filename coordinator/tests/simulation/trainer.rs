@@ -14,6 +14,8 @@ const COLLECTIVE: u64 = 20_000;
 /// Weights, optimizer and position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct State {
+    /// That took its last step, or a checkpoint of it.
+    pub generation: Generation,
     pub step: u64,
     pub digest: u64,
     /// A checkpoint of this step is due and not known to be committed.
@@ -25,6 +27,8 @@ pub struct State {
 pub struct Inside {
     pub generation: Generation,
     pub rank: Rank,
+    /// The newest checkpoint, as the coordinator says.
+    pub committed: Option<(Generation, Step)>,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +87,13 @@ pub struct Group {
     position: u64,
     /// By rank, what it votes.
     arrived: Vec<Option<(bool, bool)>>,
+}
+
+impl State {
+    /// A later generation may have gone back in steps, and counts all the same.
+    fn age(&self) -> (Generation, Step) {
+        (self.generation, Step(self.step))
+    }
 }
 
 impl Trainer {
@@ -152,9 +163,10 @@ impl World {
         }
     }
 
-    fn enter(&mut self, w: usize, Inside { generation, rank }: Inside) {
+    fn enter(&mut self, w: usize, inside: Inside) {
+        let Inside { generation, rank, .. } = inside;
         if self.dropped.contains(&generation) {
-            return self.fail(w, Inside { generation, rank });
+            return self.fail(w, inside);
         }
         let world = self.store.recorded(generation).unwrap().membership.names.len();
         let life = self.workers[w].life;
@@ -167,7 +179,7 @@ impl World {
         assert_eq!(*seat, None, "two workers as rank {rank} of generation {generation}");
         *seat = Some((w, life));
         if group.broken {
-            return self.fail(w, Inside { generation, rank });
+            return self.fail(w, inside);
         }
         self.plan(w, COLLECTIVE, Move::TimedOut);
         self.look_at_group(generation);
@@ -184,12 +196,16 @@ impl World {
         }
         if !group.formed {
             group.formed = true;
+            let first = &self.workers[members[0].0].trainer;
+            let committed = first.inside.and_then(|inside| inside.committed);
             let states = members.iter().filter_map(|(w, _)| self.workers[*w].trainer.state);
             // The newest wins; of those who hold it, the first rank's.
-            let agreed = states.reduce(|a, b| if b.step > a.step { b } else { a });
-            // One that was cut off for long may have less than a checkpoint has.
-            let whole = self.store.newest_whole().map_or(0, |step| step.0);
-            let agreed = agreed.filter(|state| state.step >= whole);
+            let newest = states.reduce(|a, b| if b.age() > a.age() { b } else { a });
+            // One that was cut off for long may have less than a checkpoint has; which may be damaged.
+            let whole = self.store.newest_whole();
+            let agreed = newest.filter(|n| committed <= Some(n.age()) || whole <= Some(n.age()));
+            let saved = newest.is_some() && agreed.is_none();
+            self.tally.add("checkpoints newer than all memory", saved.into());
             for (w, _) in members {
                 let delay = self.rng.between(20, 1500);
                 self.workers[w].trainer.token += 1;
@@ -241,10 +257,12 @@ impl World {
         }
         let whole = self.store.newest_whole();
         assert!(whole.is_some() || !self.store.ever_committed || self.store.replacing.is_some());
-        let newer = self.store.manifests.last_key_value().is_some_and(|(last, _)| Some(*last) > whole);
+        let last = self.store.manifests.last_key_value();
+        let newer = last.is_some_and(|(last, _)| Some(*last) > whole.map(|(_, step)| step));
         self.tally.add("loads past a damaged checkpoint", newer.into());
-        let step = whole.map_or(0, |step| step.0);
-        let state = State { step, digest: self.store.expected[step as usize], owed: false };
+        let (of, Step(step)) = whole.unwrap_or((Generation(0), Step(0)));
+        let digest = self.store.expected[step as usize];
+        let state = State { generation: of, step, digest, owed: false };
         self.loads.insert(generation, state);
         state
     }
@@ -263,7 +281,8 @@ impl World {
         assert_eq!(state.step, vote.position, "a rank at another step than its group");
         let step = state.step + 1;
         let due = step.is_multiple_of(self.every) || step == self.total || vote.checkpoint;
-        *state = State { step, digest: digest_after(state.digest, vote.position), owed: due };
+        let digest = digest_after(state.digest, vote.position);
+        *state = State { generation: inside.generation, step, digest, owed: due };
         let state = *state;
         self.check_state(state);
         self.tally.add("steps", (inside.rank == Rank(0)).into());
@@ -332,18 +351,20 @@ impl World {
     fn save(&mut self, w: usize, inside: Inside) {
         let life = self.workers[w].life;
         let trainer = &mut self.workers[w].trainer;
-        let state = trainer.state.unwrap();
+        let state = trainer.state.as_mut().unwrap();
         if trainer.saved == Some(state.step) {
             return;
         }
         trainer.saved = Some(state.step);
+        state.generation = inside.generation;
+        let state = *state;
         let world = self.groups[&inside.generation].entered.len() as u32;
         let delay = self.rng.between(10, 2500);
         self.at(self.now + delay, Ev::Uploaded(w, life, inside, state, world));
     }
 
     pub fn uploaded(&mut self, w: usize, inside: Inside, state: State, world: u32) {
-        let Inside { generation, rank } = inside;
+        let Inside { generation, rank, .. } = inside;
         let (step, attempt) = (Step(state.step), format!("g{generation}"));
         let key = format!("{attempt}/{rank}");
         self.store.put_object(step, key.clone(), state.digest);

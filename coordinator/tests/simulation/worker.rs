@@ -193,7 +193,7 @@ impl World {
             Directive::Welcome { .. } | Directive::CheckpointNow => {
                 worker.trainer.checkpoint |= matches!(directive, Directive::CheckpointNow);
             }
-            Directive::Assigned { generation, rank, members, .. } => {
+            Directive::Assigned { generation, rank, members, committed } => {
                 let recorded = self.store.recorded(generation).expect("durable before it is announced");
                 assert_eq!(recorded.epoch, epoch, "another coordinator's generation");
                 assert_eq!(recorded.membership.names, members, "one membership a generation");
@@ -201,7 +201,7 @@ impl World {
                 assert_eq!(members[rank.0 as usize], worker.name);
                 worker.last_word = None;
                 self.drop_out(w);
-                self.enter_soon(w, Inside { generation, rank });
+                self.enter_soon(w, Inside { generation, rank, committed });
             }
             Directive::Stop { generation, .. } => {
                 if worker.trainer.inside.is_some_and(|i| i.generation == generation) {

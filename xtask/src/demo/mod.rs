@@ -31,7 +31,7 @@ pub fn run(long: bool) -> Result<()> {
     let plan = if long {
         Plan { recipe: "configs/demo_long.toml", train: 7680, val: 480 }
     } else {
-        Plan { recipe: "configs/demo.toml", train: 3840, val: 240 }
+        Plan { recipe: "configs/demo.toml", train: 3600, val: 240 }
     };
     let demo = Demo::prepare()?;
     let (dir, began) = (&demo.dir, demo.began);

@@ -7,8 +7,9 @@ See run.sh. All times are in seconds, from the signal to the line of the log tha
     detected   the loss is spoken of
     next       the next step that the job finishes, whether or not it had finished it before
     new        the next step that it had not finished before
-    step       the median time between two steps
+    step       the median time between two steps; where workers join or leave, of those that follow
     stall      the longest time between two steps around the event, less the median step
+    steps      the same in steps
     lost       steps that were finished before and are done again; `clips` are theirs
     started    processes that were started again
 """
@@ -221,15 +222,15 @@ def of_marey_join_and_leave(a, folder):
         job.steps(8)
         began, leaver = time.monotonic(), job.workers.pop(0)
         leaver.child.send_signal(signal.SIGTERM)
-        job.generation(1)
+        formed = job.generation(1)
         job.steps(8)
-        yield "leave", gap(job, began)
+        yield "leave", gap(job, began, formed)
         assert leaver.end() == 0
         began = time.monotonic()
         job.add()
-        job.generation(2)
+        formed = job.generation(2)
         job.steps(8)
-        yield "join", gap(job, began)
+        yield "join", gap(job, began, formed)
     job.end()
 
 
@@ -255,12 +256,19 @@ def of_marey_coordinator(a, folder):
     job.end()
 
 
-def gap(job, since):
-    """How long the job stood still since then, and what it did twice."""
+def gap(job, since, formed):
+    """How long the job stood still when its workers became others, and what it did twice. With other workers a step takes
+    another time: the one around the change is compared with those that follow, which are as it is."""
     steps = job.finished()
     numbers = [step for _, step in steps]
     twice = len(numbers) - len(set(numbers))
-    return stall(steps, since) | {"lost": twice, "clips": twice * BATCH}
+    change = min(at for at, _ in steps if at > formed)
+    between = [(b[0], b[0] - a[0]) for a, b in zip(steps, steps[1:])]
+    took = next(t for at, t in between if at == change)
+    old = statistics.median(t for at, t in between if since < at < change)
+    step = statistics.median(t for at, t in between if at > change)
+    stood = max(0.0, took - step)
+    return {"step": step, "stall": stood, "steps": stood / step, "lost": twice, "clips": twice * BATCH, "before": old}
 
 
 def stall(steps, since):
@@ -278,7 +286,7 @@ SCENARIOS = {
                                    for k, r in of_marey_join_and_leave(a, f)),
     "marey-coordinator": lambda a, f: (("Marey: the coordinator killed", r) for r in of_marey_coordinator(a, f)),
 }
-COLUMNS = ["detected", "next", "new", "step", "stall", "lost", "clips", "started"]
+COLUMNS = ["detected", "next", "new", "step", "stall", "steps", "lost", "clips", "started"]
 
 
 def table(results):
@@ -288,7 +296,7 @@ def table(results):
         cells = []
         for column in COLUMNS:
             values = [row[column] for row in rows if column in row]
-            form = "{:.2f}" if column in ("detected", "next", "new", "step", "stall") else "{:.0f}"
+            form = "{:.2f}" if column not in ("lost", "clips", "started") else "{:.0f}"
             cells.append(" / ".join(form.format(f(values)) for f in (min, statistics.median, max)) if values else "")
         print(f"| {name}, {len(rows)} times | " + " | ".join(cells) + " |")
 

@@ -220,17 +220,16 @@ def of_marey_join_and_leave(a, folder):
     job = Marey(a, folder, 1)
     for _ in range(a.repeats):
         job.steps(8)
-        began, leaver = time.monotonic(), job.workers.pop(0)
+        leaver = job.workers.pop(0)
         leaver.child.send_signal(signal.SIGTERM)
         formed = job.generation(1)
         job.steps(8)
-        yield "leave", gap(job, began, formed)
+        yield "leave", gap(job, formed)
         assert leaver.end() == 0
-        began = time.monotonic()
         job.add()
         formed = job.generation(2)
         job.steps(8)
-        yield "join", gap(job, began, formed)
+        yield "join", gap(job, formed)
     job.end()
 
 
@@ -256,7 +255,7 @@ def of_marey_coordinator(a, folder):
     job.end()
 
 
-def gap(job, since, formed):
+def gap(job, formed):
     """How long the job stood still when its workers became others, and what it did twice. With other workers a step takes
     another time: the one around the change is compared with those that follow, which are as it is."""
     steps = job.finished()
@@ -265,10 +264,9 @@ def gap(job, since, formed):
     change = min(at for at, _ in steps if at > formed)
     between = [(b[0], b[0] - a[0]) for a, b in zip(steps, steps[1:])]
     took = next(t for at, t in between if at == change)
-    old = statistics.median(t for at, t in between if since < at < change)
     step = statistics.median(t for at, t in between if at > change)
     stood = max(0.0, took - step)
-    return {"step": step, "stall": stood, "steps": stood / step, "lost": twice, "clips": twice * BATCH, "before": old}
+    return {"step": step, "stall": stood, "steps": stood / step, "lost": twice, "clips": twice * BATCH}
 
 
 def stall(steps, since):

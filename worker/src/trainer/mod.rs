@@ -174,13 +174,18 @@ fn join(options: TrainerOptions, runtime: Runtime, signals: &Signals) -> Result<
     if let Device::Cuda(_) = options.device {
         collective::load_cuda()?;
     }
+    let device = options.device.torch();
+    let fresh = || {
+        let mut state = State::new(&config, &dataset.manifest.labels, device)?;
+        if config.train.checkpoint_activations {
+            state.model.set_recompute(Some(Arc::new(ComputedAgain)));
+        }
+        Ok::<_, Error>(state)
+    };
     if runtime.block_on(session::is_training(channel.clone())) {
-        rehearse(&config, dataset.manifest.labels.len(), options.device)?;
+        rehearse(&config, &fresh()?.model, device)?;
     }
-    let mut state = State::new(&config, &dataset.manifest.labels, options.device.torch())?;
-    if config.train.checkpoint_activations {
-        state.model.set_recompute(Some(Arc::new(ComputedAgain)));
-    }
+    let state = fresh()?;
     let host = session::local_address(&address)?;
     let run = Location::parse(&job.run_url)?;
     let local = match &config.checkpoint.local {

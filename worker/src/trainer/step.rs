@@ -5,7 +5,7 @@ use super::generation::{Generation, StepSummary};
 use super::now;
 use crate::{Error, Result, loss, mix, state::State};
 use collective::{Autocast, ReduceOp, foreach_copy, foreach_mul, foreach_norm};
-use configs::{BatchNorm, Precision};
+use configs::{BatchNorm, Config, Precision};
 use shards::stream::Batch;
 use std::{collections::BTreeSet, ops::Range};
 use tch::{Kind, Tensor};
@@ -99,7 +99,8 @@ impl Generation<'_> {
             .collect();
         if self.job.config.train.batch_norm == BatchNorm::Sync {
             // Statistics are exchanged in every pass: all ranks make as many as the fullest.
-            parts.resize(self.fullest_share().div_ceil(most).max(1), shown..shown);
+            let fullest = fullest_share(&self.job.config, self.at.world as u32) * self.shape.batch;
+            parts.resize((fullest as usize).div_ceil(most).max(1), shown..shown);
         } else if parts.is_empty() {
             // The last batch of an epoch may leave nothing for this rank: it takes part with zeros.
             parts.push(0..0);
@@ -116,13 +117,6 @@ impl Generation<'_> {
             }
         }
         Ok(local)
-    }
-
-    /// Clips that a full step shows on the rank with most lanes.
-    fn fullest_share(&self) -> usize {
-        let (data, train) = (&self.job.config.data, &self.job.config.train);
-        let lanes = data.lanes.div_ceil(self.at.world as u32);
-        (lanes * (train.global_batch / data.lanes) * self.shape.batch * data.augment.repeats) as usize
     }
 
     /// Forward and backward of a part of the batch. Gradients add up; `exchange`: over the ranks too.
@@ -291,6 +285,12 @@ impl Generation<'_> {
         }
         Ok(())
     }
+}
+
+/// Clips that a full step of one global batch shows on the rank with most lanes.
+pub(super) fn fullest_share(config: &Config, world: u32) -> u32 {
+    let lanes = config.data.lanes.div_ceil(world);
+    lanes * (config.train.global_batch / config.data.lanes) * config.data.augment.repeats
 }
 
 /// The arithmetic of forward passes while the guard lives.
